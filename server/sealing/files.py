@@ -1,0 +1,239 @@
+"""Attachments: a file as a stream of chunks, sealed and opened without ever being whole in memory.
+
+`header(24) ‖ chunk 0 ‖ chunk 1 ‖ …`, each chunk a message of libsodium's secretstream (XChaCha20-Poly1305), 17 bytes
+longer than what it holds. All chunks but the last hold 65,536 bytes and the tag MESSAGE; the last holds the rest, at
+least one byte unless the file is empty, and the tag FINAL. So each file has one division only, and a stream cut off
+anywhere lacks FINAL. Chunk i is bound to the attachment's id and to i, and begins at byte 24 + 65,553·i.
+"""
+
+import hashlib
+from contextlib import suppress
+from uuid import UUID
+
+from nacl.bindings import (
+    crypto_secretstream_xchacha20poly1305_init_pull,
+    crypto_secretstream_xchacha20poly1305_pull,
+    crypto_secretstream_xchacha20poly1305_push,
+    crypto_secretstream_xchacha20poly1305_state,
+    crypto_secretstream_xchacha20poly1305_TAG_FINAL,
+    crypto_secretstream_xchacha20poly1305_TAG_MESSAGE,
+)
+from nacl.exceptions import CryptoError
+from nacl.utils import random
+
+from server.sealing.ciphers import new_key
+from server.sealing.digests import HASH_BYTES, is_bytes, same
+from server.sealing.errors import CannotOpenFile, InvalidKey, StreamEnded
+from server.sealing.texts import FILE_KEY_BYTES
+
+__all__ = [
+    "CHUNK_BYTES",
+    "FILE_KEY_BYTES",
+    "HEADER_BYTES",
+    "SEALED_CHUNK_BYTES",
+    "FileOpener",
+    "FileSealer",
+    "chunk_count",
+    "chunk_offset",
+    "new_file_key",
+    "plain_size",
+    "sealed_size",
+]
+
+FILE_LABEL = b"secureblogs file v1"
+
+HEADER_BYTES = 24
+CHUNK_BYTES = 65_536
+CHUNK_OVERHEAD_BYTES = 17
+SEALED_CHUNK_BYTES = CHUNK_BYTES + CHUNK_OVERHEAD_BYTES
+
+
+def new_file_key() -> bytes:
+    """32 random bytes, for one file."""
+    return new_key()
+
+
+def chunk_count(size: int) -> int:
+    """How many chunks a file of `size` bytes has: an empty one has one."""
+    return max(1, -(-size // CHUNK_BYTES))
+
+
+def chunk_offset(index: int) -> int:
+    """Where chunk `index`, from 0, begins in a stream."""
+    return HEADER_BYTES + SEALED_CHUNK_BYTES * index
+
+
+def sealed_size(size: int) -> int:
+    """How many bytes the stream of a file of `size` bytes has."""
+    return HEADER_BYTES + size + CHUNK_OVERHEAD_BYTES * chunk_count(size)
+
+
+def plain_size(stream_bytes: int) -> int:
+    """The size of the file whose stream has so many bytes; CannotOpenFile where no file has such a stream."""
+    chunks = -(-(stream_bytes - HEADER_BYTES) // SEALED_CHUNK_BYTES)
+    size = stream_bytes - HEADER_BYTES - CHUNK_OVERHEAD_BYTES * chunks
+    if size < 0 or sealed_size(size) != stream_bytes:
+        raise CannotOpenFile
+    return size
+
+
+class FileSealer:
+    """Seals one file: what `update` and `finish` give, joined, is the stream.
+
+    `size` counts the bytes taken. `header` is given only to reproduce a stream. Raises InvalidKey unless key and header
+    have 32 and 24 bytes.
+    """
+
+    def __init__(self, file_key: bytes, attachment_id: UUID, header: bytes | None = None) -> None:
+        header = random(HEADER_BYTES) if header is None else header
+        # libsodium's init_push draws a random header, and then does just what init_pull does with a given one: the
+        # state after it seals as well as it opens. So there is one way for all streams, and it can be tested.
+        self._state = _begun(header, file_key)
+        self._attachment_id = attachment_id
+        self._index = 0
+        self._waiting = bytearray()
+        self._ready = header
+        self._hash = hashlib.blake2b(header, digest_size=HASH_BYTES)
+        self._ended = False
+        self.size = 0
+
+    @property
+    def hash(self) -> bytes:
+        """BLAKE2b-256 of the whole stream, 32 bytes, once it is finished; before that StreamEnded is raised."""
+        if not self._ended:
+            raise StreamEnded("the stream has not ended yet")
+        return self._hash.digest()
+
+    def update(self, plaintext: bytes) -> bytes:
+        """Takes the next bytes of the file, any number, and gives what of the stream is ready.
+
+        Raises StreamEnded after `finish`.
+        """
+        if self._ended:
+            raise StreamEnded
+        self.size += len(plaintext)
+        self._waiting += plaintext
+        chunks = [self._taken()]
+        # A full chunk waits until a byte follows it: it may be the last, which is tagged FINAL.
+        while len(self._waiting) > CHUNK_BYTES:
+            chunks.append(self._push(CHUNK_BYTES, crypto_secretstream_xchacha20poly1305_TAG_MESSAGE))
+        return b"".join(chunks)
+
+    def finish(self) -> bytes:
+        """Gives the rest of the stream, never empty. StreamEnded if it was called before."""
+        if self._ended:
+            raise StreamEnded
+        self._ended = True
+        header = self._taken()
+        return header + self._push(len(self._waiting), crypto_secretstream_xchacha20poly1305_TAG_FINAL)
+
+    def _push(self, length: int, tag: int) -> bytes:
+        associated = _associated(self._attachment_id, self._index)
+        chunk = crypto_secretstream_xchacha20poly1305_push(self._state, bytes(self._waiting[:length]), associated, tag)
+        del self._waiting[:length]
+        self._index += 1
+        self._hash.update(chunk)
+        return chunk
+
+    def _taken(self) -> bytes:
+        ready, self._ready = self._ready, b""
+        return ready
+
+
+class FileOpener:
+    """Opens one stream. What `update` and `finish` give, joined, is the file, once `finish` has returned.
+
+    Every byte given is authentic, but only `finish` tells that it is the whole file, of this `hash` and `size` (None
+    where a reader does not know it): write to a temporary name, and rename after it. The first failure is for good;
+    each is CannotOpenFile.
+    """
+
+    def __init__(self, file_key: bytes, attachment_id: UUID, hash: bytes, size: int | None = None) -> None:
+        if not is_bytes(file_key, FILE_KEY_BYTES):
+            raise CannotOpenFile
+        self._file_key = file_key
+        self._attachment_id = attachment_id
+        self._expected_hash = hash
+        self._expected_size = size
+        self._state: crypto_secretstream_xchacha20poly1305_state | None = None
+        self._index = 0
+        self._waiting = bytearray()
+        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._final = False
+        self._dead = False
+        self.size = 0
+
+    def update(self, stream: bytes) -> bytes:
+        """Takes the next bytes of the stream, any number; gives what of the file has been opened."""
+        self._enter()
+        self._waiting += stream
+        self._hash.update(stream)
+        if self._state is None and len(self._waiting) >= HEADER_BYTES:
+            self._state = _begun(bytes(self._waiting[:HEADER_BYTES]), self._file_key)
+            del self._waiting[:HEADER_BYTES]
+        plaintext = []
+        while self._state is not None and not self._final and len(self._waiting) >= SEALED_CHUNK_BYTES:
+            plaintext.append(self._pull(self._state, SEALED_CHUNK_BYTES))
+        if self._final and self._waiting:
+            raise CannotOpenFile
+        # A stream that is longer than its document says is given up at once, not when it has filled a disk.
+        if self._expected_size is not None and self.size > self._expected_size:
+            raise CannotOpenFile
+        self._dead = False
+        return b"".join(plaintext)
+
+    def finish(self) -> bytes:
+        """Gives the rest of the file. To be called once, at the end of the stream."""
+        self._enter()
+        plaintext = b""
+        if self._state is not None and not self._final:
+            plaintext = self._pull(self._state, len(self._waiting))
+        # Without FINAL there is more of the file than was given: it was cut off between two chunks.
+        if not self._final:
+            raise CannotOpenFile
+        if self._expected_size is not None and self.size != self._expected_size:
+            raise CannotOpenFile
+        # Whoever holds the file key can make another stream for this id. Only the hash, which the author signed or
+        # committed to, tells that it is this one.
+        if not is_bytes(self._expected_hash, HASH_BYTES) or not same(self._hash.digest(), self._expected_hash):
+            raise CannotOpenFile
+        return plaintext
+
+    def _enter(self) -> None:
+        # Dead until the call has succeeded: what fails once, or has been finished, is never taken up again.
+        if self._dead:
+            raise CannotOpenFile
+        self._dead = True
+
+    def _pull(self, state: crypto_secretstream_xchacha20poly1305_state, length: int) -> bytes:
+        # An empty chunk after others would be a second division of the same file.
+        if length < CHUNK_OVERHEAD_BYTES or (length == CHUNK_OVERHEAD_BYTES and self._index > 0):
+            raise CannotOpenFile
+        associated = _associated(self._attachment_id, self._index)
+        pulled: tuple[bytes, int] | None = None
+        with suppress(CryptoError):
+            pulled = crypto_secretstream_xchacha20poly1305_pull(state, bytes(self._waiting[:length]), associated)
+        if pulled is None:
+            raise CannotOpenFile
+        plaintext, tag = pulled
+        # Tags PUSH and REKEY are authentic too, and not of this format. MESSAGE stands on full chunks alone.
+        if tag == crypto_secretstream_xchacha20poly1305_TAG_FINAL:
+            self._final = True
+        elif tag != crypto_secretstream_xchacha20poly1305_TAG_MESSAGE or length != SEALED_CHUNK_BYTES:
+            raise CannotOpenFile
+        del self._waiting[:length]
+        self._index += 1
+        self.size += len(plaintext)
+        return plaintext
+
+
+def _begun(header: bytes, file_key: bytes) -> crypto_secretstream_xchacha20poly1305_state:
+    if not is_bytes(header, HEADER_BYTES) or not is_bytes(file_key, FILE_KEY_BYTES):
+        raise InvalidKey
+    state = crypto_secretstream_xchacha20poly1305_state()
+    crypto_secretstream_xchacha20poly1305_init_pull(state, header, file_key)
+    return state
+
+
+def _associated(attachment_id: UUID, index: int) -> bytes:
+    return FILE_LABEL + attachment_id.bytes + index.to_bytes(8, "big")

@@ -1,0 +1,48 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.sealing.argon2id import CHEAPEST
+from server.sealing.passwords import check_password, hash_password
+
+# libsodium's Argon2id of "correct horse", made once and kept: accounts of today must still log in.
+KEPT = "$argon2id$v=19$m=8,t=1,p=1$KRJIyWbC0IU0t6/ijOJv+w$IqD8IUYKIPc3adpcpXAsdySqqh3h3fe/AI2KamE/zvQ"
+
+
+def test_kept_hash_is_of_its_password() -> None:
+    assert check_password(KEPT, "correct horse")
+    assert not check_password(KEPT, "correct horse ")
+
+
+def test_a_password_costs_interactive() -> None:
+    hashed = hash_password("correct horse")
+    assert hashed.startswith("$argon2id$v=19$m=65536,t=2,p=1$")
+    assert check_password(hashed, "correct horse")
+    assert not check_password(hashed, "wrong horse")
+
+
+def test_one_password_has_many_hashes() -> None:
+    assert hash_password("correct horse", CHEAPEST) != hash_password("correct horse", CHEAPEST)
+
+
+def test_the_same_keys_on_another_system_log_in() -> None:
+    assert check_password(hash_password("Gr\u00fc\u00dfe", CHEAPEST), "Gru\u0308\u00dfe")
+
+
+@pytest.mark.parametrize("hashed", ["", "*", "é", "\0", KEPT[:-1], KEPT + "A", KEPT.replace("v=19", "v=18"), "$" * 200])
+def test_a_broken_hash_is_of_no_password(hashed: str) -> None:
+    assert not check_password(hashed, "correct horse")
+
+
+@settings(deadline=None)
+@given(st.text(), st.text())
+def test_any_password(password: str, other: str) -> None:
+    hashed = hash_password(password, CHEAPEST)
+    assert hashed.isascii()
+    assert check_password(hashed, password)
+    assert not check_password(hashed, other + "x") or password == other + "x"
+
+
+@given(st.text())
+def test_any_text_is_refused_as_a_hash(hashed: str) -> None:
+    assert not check_password(hashed, "correct horse")
