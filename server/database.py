@@ -1,0 +1,178 @@
+"""Postgres: one pool per process, transactions, and SQL with asyncpg's own placeholders.
+
+Piccolo owns tables, migrations, the engine and its transactions. The domain's statements need row
+locks, `RETURNING`, arrays and plans that stay the same on big tables, so they are written in SQL
+and run here, on the connection of the current transaction or on the pool.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any
+
+import asyncpg
+from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+
+# Any fixed number: it only has to be the same in every process that migrates.
+MIGRATION_LOCK = 0x5EC0_B106
+
+# What a query raises while Postgres is away, starting, or ending its connections.
+UNAVAILABLE: tuple[type[BaseException], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.DiskFullError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+
+class Transaction(PostgresTransaction):
+    """Piccolo's transaction, which also lets go of its connection when that connection has died.
+
+    The original leaves the context variable set if `ROLLBACK` or `COMMIT` raises, and every later
+    query of the same task then fails on the dead connection, for ever.
+    """
+
+    async def __aenter__(self) -> "Transaction":
+        self.connection = await self.get_connection()
+        try:
+            self.transaction = self.connection.transaction()
+            await self.begin()
+        except BaseException:
+            await self._let_go()
+            raise
+        self.context = self.engine.current_transaction.set(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            if error is None:
+                await self.commit()
+            else:
+                with suppress(*UNAVAILABLE):
+                    await self.rollback()
+        finally:
+            self.engine.current_transaction.reset(self.context)
+            await self._let_go()
+        return False
+
+    async def _let_go(self) -> None:
+        with suppress(*UNAVAILABLE):
+            if self.engine.pool:
+                await self.engine.pool.release(self.connection)
+            else:
+                await self.connection.close()
+
+
+class Engine(PostgresEngine):
+    async def check_version(self) -> None:
+        """Does nothing: the original opens a connection at import, only to print a warning."""
+
+    def transaction(self, allow_nested: bool = False) -> Transaction:
+        # A nested transaction of Piccolo's is a no-op whose caught errors still commit.
+        return Transaction(engine=self, allow_nested=allow_nested)
+
+
+ENGINE = Engine(config={})
+
+
+def configure(database_url: str) -> None:
+    """Name the database that `open_pool`, `migrate` and Piccolo's own commands connect to."""
+    ENGINE.config = {
+        "dsn": database_url,
+        "server_settings": {"application_name": "secureblogs", "jit": "off"},
+        "timeout": 10,
+        "command_timeout": 60,
+    }
+
+
+async def _keep_session(_: Any) -> None:
+    """No session state is ever used (locks are the transaction's), so there is none to reset."""
+
+
+@asynccontextmanager
+async def open_pool(database_url: str, size: int) -> AsyncIterator[None]:
+    """The pool of this process: at most `size` connections, opened as they are needed."""
+    configure(database_url)
+    await ENGINE.start_connection_pool(min_size=1, max_size=size, reset=_keep_session)
+    try:
+        yield
+    finally:
+        pool, ENGINE.pool = ENGINE.pool, None
+        try:
+            await asyncio.wait_for(pool.close(), 5)
+        except TimeoutError:
+            pool.terminate()
+
+
+def transaction() -> Transaction:
+    """`async with transaction():` READ COMMITTED; never nested."""
+    return ENGINE.transaction()
+
+
+def _executor() -> Any:
+    current = ENGINE.current_transaction.get()
+    if current:
+        return current.connection
+    if ENGINE.pool is None:
+        raise OSError("there is no open connection pool")
+    return ENGINE.pool
+
+
+async def fetch(sql: str, *args: Any) -> list[asyncpg.Record]:
+    rows: list[asyncpg.Record] = await _executor().fetch(sql, *args)
+    return rows
+
+
+async def fetchrow(sql: str, *args: Any) -> asyncpg.Record | None:
+    return await _executor().fetchrow(sql, *args)
+
+
+async def fetchval(sql: str, *args: Any) -> Any:
+    return await _executor().fetchval(sql, *args)
+
+
+async def execute(sql: str, *args: Any) -> str:
+    """The command tag, for example `UPDATE 3`."""
+    tag: str = await _executor().execute(sql, *args)
+    return tag
+
+
+async def executemany(sql: str, rows: list[Any]) -> None:
+    await _executor().executemany(sql, rows)
+
+
+async def copy_rows(table: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+    """COPY into `table`, inside the current transaction: the fastest way in for thousands of rows."""
+    await _executor().copy_records_to_table(table, columns=columns, records=rows)
+
+
+async def migrate(database_url: str) -> None:
+    """Bring the schema up to date; of several processes at once, one does it and the others wait."""
+    from piccolo.apps.migrations.commands.forwards import run_forwards  # noqa: PLC0415 - slow, and only needed here
+
+    configure(database_url)
+    guard = await asyncpg.connect(database_url)
+    try:
+        await guard.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        result = await run_forwards(app_name="all")
+        if not result.success:
+            raise RuntimeError(f"a migration failed: {result.message}")
+    finally:
+        await guard.close()
+
+
+async def applied_migrations() -> set[str]:
+    """Ids of the migrations that the database has had."""
+    try:
+        return {row["name"] for row in await fetch("SELECT name FROM migration WHERE app_name = 'secureblogs'")}
+    except asyncpg.UndefinedTableError:
+        return set()

@@ -1,0 +1,175 @@
+"""Every table. Times are the database's; ids are UUIDv7, made by the database unless a client sends its own.
+
+What Piccolo can't say (partial and multi-column indexes, the trigger that remembers deleted ids)
+stands in the migrations.
+"""
+
+import uuid
+
+import uuid_utils.compat
+from piccolo.columns import UUID as UUIDColumn
+from piccolo.columns import Array, Boolean, Bytea, ForeignKey, Text, Timestamptz, Varchar
+from piccolo.columns.base import OnDelete
+from piccolo.columns.defaults.timestamptz import TimestamptzNow
+from piccolo.columns.defaults.uuid import UUID7
+from piccolo.constraints import Check, Unique
+from piccolo.table import Table
+
+
+class UUIDv7(UUID7):
+    """`uuidv7()` in the database; Piccolo's own needs Python 3.14 to make one."""
+
+    def python(self) -> uuid.UUID:
+        return uuid_utils.compat.uuid7()
+
+
+class User(Table, tablename="users"):
+    """A local user has email and password; one of an external issuer has (issuer, subject) and neither."""
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    name = Text()
+    email = Text(null=True, default=None)
+    email_key = Text(null=True, default=None, unique=True, help_text="NFC(casefold(NFC(trimmed email)))")
+    password = Text(null=True, default=None, secret=True, help_text="Argon2id")
+    issuer = Text(null=True, default=None)
+    subject = Text(null=True, default=None)
+    claimed_email = Text(null=True, default=None, help_text="what the issuer says; finds nobody")
+    is_admin = Boolean(default=False)
+    created_at = Timestamptz(default=TimestamptzNow())
+    disabled_at = Timestamptz(null=True, default=None)
+
+    one_identity = Unique(["issuer", "subject"])
+    local_or_external = Check(
+        "(issuer IS NULL AND subject IS NULL AND email IS NOT NULL AND email_key IS NOT NULL AND password IS NOT NULL)"
+        " OR (issuer IS NOT NULL AND subject IS NOT NULL AND email IS NULL AND email_key IS NULL AND password IS NULL)"
+    )
+
+
+class UserToken(Table, tablename="user_tokens"):
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    user = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    token_hash = Bytea(unique=True, secret=True, help_text="SHA-256 of the whole token")
+    kind = Varchar(length=16)
+    scopes = Array(Text(), default=list)
+    label = Text(null=True, default=None)
+    created_at = Timestamptz(default=TimestamptzNow())
+    expires = Timestamptz(null=True, default=None)
+    last_used_at = Timestamptz(null=True, default=None)
+    revoked_at = Timestamptz(null=True, default=None)
+
+    known_kind = Check("kind IN ('session', 'api_key')")
+    sessions_expire = Check("kind <> 'session' OR expires IS NOT NULL")
+
+
+class UserKey(Table, tablename="user_keys"):
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    user = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    public_key = Bytea()
+    verify_key = Bytea()
+    proof = Bytea()
+    endorsed_by = ForeignKey("self", null=True, default=None, on_delete=OnDelete.set_null)
+    endorsement = Bytea(null=True, default=None)
+    label = Text()
+    is_revoked = Boolean(default=False)
+    created_at = Timestamptz(default=TimestamptzNow())
+    revoked_at = Timestamptz(null=True, default=None)
+    unusable_at = Timestamptz(null=True, default=None, help_text="when sealing to it failed: skipped from then on")
+
+    once_for_ever = Unique(["user", "public_key"])
+    sizes = Check(
+        "octet_length(public_key) = 32 AND octet_length(verify_key) = 32 AND octet_length(proof) = 64"
+        " AND (endorsement IS NULL OR octet_length(endorsement) = 64)"
+    )
+    revoked_has_a_time = Check("is_revoked = (revoked_at IS NOT NULL)")
+
+
+class UserGroup(Table, tablename="user_groups"):
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    name = Text()
+    created_by = ForeignKey(User, null=True, default=None, on_delete=OnDelete.set_null)
+    request_mac = Bytea(help_text="tells whether a repeated creation is the same request")
+    created_at = Timestamptz(default=TimestamptzNow())
+
+
+class UserGroupAssociation(Table, tablename="user_group_association"):
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    user = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    group = ForeignKey(UserGroup, null=False, on_delete=OnDelete.cascade)
+    role = Varchar(length=16)
+    created_at = Timestamptz(default=TimestamptzNow())
+
+    once_a_group = Unique(["user", "group"])
+    known_role = Check("role IN ('owner', 'member')")
+
+
+class Post(Table, tablename="posts"):
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    group = ForeignKey(UserGroup, null=False, on_delete=OnDelete.cascade)
+    author = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    status = Varchar(length=16)
+    sealed_by = Varchar(length=16)
+    draft = Bytea(null=True, default=None, help_text="sealed to the workers; erased by the sealing")
+    heading = Bytea(null=True, default=None)
+    content = Bytea(null=True, default=None)
+    content_hash = Bytea(null=True, default=None)
+    commitment = Bytea(null=True, default=None)
+    signature = Bytea(null=True, default=None)
+    signing_key = ForeignKey(UserKey, null=True, default=None, on_delete=OnDelete.set_null)
+    request_mac = Bytea(help_text="tells whether a repeated creation is the same request")
+    created_at = Timestamptz(default=TimestamptzNow())
+    sealed_at = Timestamptz(null=True, default=None)
+    failure = Varchar(length=64, null=True, default=None)
+
+    known_sealer = Check("sealed_by IN ('server', 'author')")
+    whole = Check(
+        "(status IN ('pending', 'failed') AND draft IS NOT NULL AND heading IS NULL AND content IS NULL"
+        " AND content_hash IS NULL AND commitment IS NULL AND sealed_at IS NULL"
+        " AND (status = 'failed') = (failure IS NOT NULL))"
+        " OR (status = 'sealed' AND draft IS NULL AND heading IS NOT NULL AND content IS NOT NULL"
+        " AND octet_length(content_hash) = 32 AND octet_length(commitment) = 32 AND sealed_at IS NOT NULL"
+        " AND failure IS NULL)"
+    )
+    signed_by_author = Check("status <> 'sealed' OR (sealed_by = 'author') = (signature IS NOT NULL)")
+
+
+class PostKey(Table, tablename="post_keys"):
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    post = ForeignKey(Post, null=False, on_delete=OnDelete.cascade)
+    public_key = ForeignKey(UserKey, null=False, on_delete=OnDelete.cascade)
+    encrypted_key = Bytea(help_text="crypto_box_seal(post key): 80 bytes")
+    granted_by = ForeignKey(User, null=True, default=None, on_delete=OnDelete.set_null)
+    created_at = Timestamptz(default=TimestamptzNow())
+
+    once_a_key = Unique(["public_key", "post"])
+    size = Check("octet_length(encrypted_key) = 80")
+
+
+class ReadPostRequest(Table, tablename="read_post_request"):
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    post = ForeignKey(Post, null=False, on_delete=OnDelete.cascade)
+    group = ForeignKey(UserGroup, null=False, on_delete=OnDelete.cascade, help_text="the post's, for lists by group")
+    user = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    public_key = ForeignKey(UserKey, null=False, on_delete=OnDelete.cascade)
+    status = Varchar(length=16)
+    created_at = Timestamptz(default=TimestamptzNow())
+    decided_by = ForeignKey(User, null=True, default=None, on_delete=OnDelete.set_null)
+    decided_at = Timestamptz(null=True, default=None)
+
+    known_status = Check("status IN ('pending', 'approved', 'denied', 'cancelled', 'returned')")
+    decided_has_a_time = Check("(status = 'pending') = (decided_at IS NULL)")
+
+
+class DeletedId(Table, tablename="deleted_ids"):
+    """Ids of deleted posts and groups: a late retry revives nothing. A trigger fills it, cascades included."""
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    created_at = Timestamptz(default=TimestamptzNow())
+
+
+class Outbox(Table, tablename="outbox"):
+    """Events that were committed and are not yet known to be published; `id` is the event's id."""
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    channels = Array(Text())
+    frame = Text()
+    created_at = Timestamptz(default=TimestamptzNow())
