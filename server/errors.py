@@ -1,0 +1,221 @@
+"""What can be wrong, as facts. `code` is what clients switch on, `detail` is the same for every case of it.
+
+The bases say of what kind a fact is; how a kind is answered over HTTP is decided in `server.app` alone.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+
+class DomainError(Exception):
+    code: ClassVar[str]
+    detail: ClassVar[str]
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(self.detail)
+        self.facts = facts
+
+
+class Unauthenticated(DomainError):
+    code = "unauthenticated"
+    detail = "A valid credential is needed."
+
+
+class TokenExpired(Unauthenticated):
+    code = "token_expired"
+    detail = "This credential has expired."
+
+
+class Malformed(DomainError):
+    code = "malformed_json"
+    detail = "The body is not one well-formed JSON text."
+
+
+class Forbidden(DomainError):
+    """A current member, or the credential, lacks the right."""
+
+
+class NotOwner(Forbidden):
+    code = "not_owner"
+    detail = "Only an owner of the group may do this."
+
+
+class NotAuthor(Forbidden):
+    code = "not_author"
+    detail = "Only the author, or where it says so an owner of the group, may do this."
+
+
+class NotDecider(Forbidden):
+    code = "not_decider"
+    detail = "Only those who hold the post's key and may decide for it may do this."
+
+
+class OwnRequest(Forbidden):
+    code = "own_request"
+    detail = "Nobody decides a request of one's own."
+
+
+class SessionRequired(Forbidden):
+    code = "session_required"
+    detail = "This needs a session: log in with email and password."
+
+
+class ScopeRequired(Forbidden):
+    code = "scope_required"
+    detail = "This API key has not the scope that this needs."
+
+
+class WrongPassword(Forbidden):
+    code = "wrong_password"
+    detail = "The current password is not right."
+
+
+class NotAdmin(Forbidden):
+    code = "not_admin"
+    detail = "Only an administrator may do this."
+
+
+class NotFound(DomainError):
+    """Absent, or not the caller's to know: nobody can tell which."""
+
+    code = "route_not_found"
+    detail = "There is nothing at this address."
+
+
+class UserNotFound(NotFound):
+    code = "user_not_found"
+    detail = "There is no such user."
+
+
+class KeyNotFound(NotFound):
+    code = "key_not_found"
+    detail = "There is no such key."
+
+
+class GroupNotFound(NotFound):
+    code = "group_not_found"
+    detail = "There is no such group."
+
+
+class MemberNotFound(NotFound):
+    code = "member_not_found"
+    detail = "There is no such member."
+
+
+class PostNotFound(NotFound):
+    code = "post_not_found"
+    detail = "There is no such post."
+
+
+class ReadRequestNotFound(NotFound):
+    code = "read_request_not_found"
+    detail = "There is no such read request."
+
+
+class AttachmentNotFound(NotFound):
+    code = "attachment_not_found"
+    detail = "There is no such attachment."
+
+
+class SessionNotFound(NotFound):
+    code = "session_not_found"
+    detail = "There is no such session."
+
+
+class Conflict(DomainError):
+    """The request is good, but not in this state of things."""
+
+
+class EmailTaken(Conflict):
+    code = "email_taken"
+    detail = "An account with this email address exists."
+
+
+class AlreadyMember(Conflict):
+    code = "already_member"
+    detail = "This user is a member of the group."
+
+
+class LastOwner(Conflict):
+    code = "last_owner"
+    detail = "A group keeps at least one owner."
+
+
+class KeyTaken(Conflict):
+    code = "key_taken"
+    detail = "This public key was enrolled before."
+
+
+class IdTaken(Conflict):
+    code = "id_taken"
+    detail = "This id belongs to something else."
+
+
+class AlreadyDecided(Conflict):
+    code = "already_decided"
+    detail = "This request is decided."
+
+
+class AlreadyReadable(Conflict):
+    code = "already_readable"
+    detail = "An active key of yours opens this post."
+
+
+class AlreadyRequested(Conflict):
+    code = "already_requested"
+    detail = "You have asked for this post with another key."
+
+
+class RecentlyDenied(Conflict):
+    code = "recently_denied"
+    detail = "This was denied less than a day ago."
+
+
+class NotSealed(Conflict):
+    code = "not_sealed"
+    detail = "This post is not sealed yet."
+
+
+class NoKey(Conflict):
+    code = "no_key"
+    detail = "Enrol a key first."
+
+
+class NoRecipients(Conflict):
+    code = "no_recipients"
+    detail = "No member of the group has an active key: nobody could read this."
+
+
+class InvalidField(NamedTuple):
+    pointer: str
+    """JSON pointer into the body, or `?name` for a query parameter."""
+    detail: str
+
+
+class Invalid(DomainError):
+    """Something else is wrong in a well-formed request; `errors` says where."""
+
+    code = "invalid"
+    detail = "The request is not valid."
+
+    def __init__(self, *errors: InvalidField | tuple[str, str]) -> None:
+        super().__init__(errors=[InvalidField(*error)._asdict() for error in errors])
+
+
+class InvalidKey(Invalid):
+    code = "invalid_key"
+    detail = "This is no usable public key."
+
+
+class BadProof(Invalid):
+    code = "bad_proof"
+    detail = "The proof or the endorsement does not verify."
+
+
+class RateLimited(DomainError):
+    code = "rate_limited"
+    detail = "Too many requests."
+
+
+class Unavailable(DomainError):
+    code = "unavailable"
+    detail = "The database is away for a moment; try again."

@@ -1,0 +1,409 @@
+"""Posts: accepted as a draft that only the workers can open, sealed to every member's keys, read by those.
+
+    pending ─ seal ─> sealed
+            ─ can never be sealed ─> failed ─ requeue ─> pending
+
+What is acknowledged is in Postgres, as a draft or sealed, and nothing in between is ever visible.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import uuid_utils.compat
+
+from server import database, events, requests
+from server.errors import (
+    AttachmentNotFound,
+    GroupNotFound,
+    IdTaken,
+    Invalid,
+    NoRecipients,
+    NotAuthor,
+    NotDecider,
+    NotSealed,
+    PostNotFound,
+)
+from server.events import Event
+from server.lists import Page
+from server.requests import SEALED_KEY_BYTES, holds
+from server.sealing import digests, drafts
+from server.sealing import errors as sealing_errors
+from server.sealing import posts as sealing_posts
+
+Failure = Literal["draft_unreadable", "draft_mismatch", "no_recipients"]
+
+SealMany = Callable[[bytes, list[bytes]], Awaitable[list[bytes | None]]]
+"""Post key and public keys in, one sealed key or None (a key that can't be sealed to) for each out."""
+
+
+class SealingElsewhere(Exception):
+    """Another worker is at this very post."""
+
+
+# SQL for one caller, $1. The keys are looked up once a statement, not once a row, and each row then
+# costs one probe of the index on (public_key, post).
+_MY_KEYS = 'ARRAY(SELECT id FROM user_keys WHERE "user" = $1 AND NOT is_revoked)'
+_MY_REVOKED_KEYS = 'ARRAY(SELECT id FROM user_keys WHERE "user" = $1 AND is_revoked)'
+_ACCESS = f"""
+    CASE
+        WHEN p.status = 'failed' THEN 'failed'
+        WHEN p.status = 'pending' THEN 'sealing'
+        WHEN s.public_key_ids IS NOT NULL THEN 'readable'
+        WHEN EXISTS (SELECT 1 FROM read_post_request r
+            WHERE r.post = p.id AND r."user" = $1 AND r.status = 'pending') THEN 'requested'
+        WHEN EXISTS (SELECT 1 FROM read_post_request r WHERE r.post = p.id AND r."user" = $1
+            AND r.status = 'denied' AND r.decided_at > now() - interval '1 day') THEN 'denied'
+        WHEN {_MY_KEYS} = '{{}}' THEN 'no_key'
+        WHEN EXISTS (SELECT 1 FROM post_keys k
+            WHERE k.post = p.id AND k.public_key = ANY({_MY_REVOKED_KEYS})) THEN 'key_revoked'
+        ELSE 'not_granted'
+    END AS access"""
+_SEALED_KEYS = f"""
+    LEFT JOIN LATERAL (
+        SELECT array_agg(k.public_key) AS public_key_ids, array_agg(k.encrypted_key) AS sealed_keys
+        FROM post_keys k WHERE k.post = p.id AND k.public_key = ANY({_MY_KEYS})
+    ) s ON TRUE"""
+_LISTED = (
+    'p.id, p."group" AS group_id, p.author AS author_id, p.status, p.sealed_by, p.heading, p.content_hash,'
+    " p.commitment, p.signature, p.signing_key AS signing_key_id, p.failure, p.created_at, p.sealed_at,"
+    f" s.public_key_ids, s.sealed_keys, {_ACCESS}"
+)
+_MEMBERSHIP = 'user_group_association mine ON mine."group" = p."group" AND mine."user" = $1'
+
+
+async def check_member(caller_id: UUID, group_id: UUID) -> None:
+    """Raises GroupNotFound."""
+    member = await database.fetchval(
+        'SELECT TRUE FROM user_group_association WHERE "user" = $1 AND "group" = $2', caller_id, group_id
+    )
+    if not member:
+        raise GroupNotFound
+
+
+async def _lock_group(caller_id: UUID, group_id: UUID) -> None:
+    """The group FOR SHARE, then the caller's membership in a new statement. Raises GroupNotFound."""
+    await check_member(caller_id, group_id)
+    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
+    await check_member(caller_id, group_id)
+
+
+async def publish(
+    author_id: UUID,
+    group_id: UUID,
+    title: str,
+    content: str,
+    attachment_ids: Sequence[UUID],
+    post_id: UUID | None,
+    worker_public_key: bytes,
+    mac_key: bytes,
+) -> tuple[asyncpg.Record, bool]:
+    """Accept a post for the workers to seal; the post, and whether it is new.
+
+    Only the draft, sealed to the workers, is stored. Raises GroupNotFound, AttachmentNotFound, IdTaken, NoRecipients.
+    """
+    mac = digests.request_mac(
+        mac_key, msgspec.json.encode(["post", author_id, group_id, title, content, list(attachment_ids)])
+    )
+    ids = sealing_posts.PostIds(post_id or uuid_utils.compat.uuid7(), group_id, author_id)
+    draft = drafts.seal_draft(ids, title, content, list(attachment_ids), worker_public_key)
+    async with database.transaction():
+        await _lock_group(author_id, group_id)
+        if attachment_ids:
+            raise AttachmentNotFound
+        new = await database.fetchval(
+            'INSERT INTO posts (id, "group", author, status, sealed_by, draft, request_mac)'
+            " SELECT $1, $2, $3, 'pending', 'server', $4, $5"
+            " WHERE NOT EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1) ON CONFLICT (id) DO NOTHING RETURNING id",
+            *(ids.post, group_id, author_id, draft, mac),
+        )
+        if new is None:
+            same = await database.fetchval(
+                "SELECT request_mac = $2 FROM posts WHERE id = $1 AND author = $3", ids.post, mac, author_id
+            )
+            if not same:
+                raise IdTaken
+        elif not await _has_recipients(group_id):
+            raise NoRecipients
+        return await read(author_id, ids.post), new is not None
+
+
+async def _has_recipients(group_id: UUID) -> bool:
+    found = await database.fetchval(
+        'SELECT EXISTS (SELECT 1 FROM user_group_association m JOIN user_keys k ON k."user" = m."user"'
+        ' WHERE m."group" = $1 AND NOT k.is_revoked AND k.unusable_at IS NULL)',
+        group_id,
+    )
+    return bool(found)
+
+
+async def read(caller_id: UUID, post_id: UUID) -> asyncpg.Record:
+    """A post of one of the caller's groups, whole. Raises PostNotFound."""
+    row = await database.fetchrow(
+        f"SELECT {_LISTED}, p.content FROM posts p JOIN {_MEMBERSHIP} {_SEALED_KEYS} WHERE p.id = $2",
+        *(caller_id, post_id),
+    )
+    if row is None:
+        raise PostNotFound
+    return row
+
+
+async def list_of_group(caller_id: UUID, group_id: UUID, page: Page) -> list[asyncpg.Record]:
+    """One row more than the page, without contents. Raises GroupNotFound."""
+    rows = await database.fetch(
+        f"SELECT {_LISTED} FROM posts p JOIN {_MEMBERSHIP} {_SEALED_KEYS}"
+        ' WHERE p."group" = $2 AND (p.created_at, p.id) < ($3, $4)'
+        " ORDER BY p.created_at DESC, p.id DESC LIMIT $5",
+        *(caller_id, group_id, page.created_before, page.id_before, page.limit + 1),
+    )
+    if not rows:
+        await check_member(caller_id, group_id)
+    return rows
+
+
+async def list_all(caller_id: UUID, page: Page) -> list[asyncpg.Record]:
+    """One row more than the page, without contents, of all the caller's groups."""
+    return await database.fetch(
+        f"""
+        SELECT {_LISTED} FROM (
+            SELECT newest.* FROM user_group_association m CROSS JOIN LATERAL (
+                SELECT * FROM posts q WHERE q."group" = m."group" AND (q.created_at, q.id) < ($2, $3)
+                ORDER BY q.created_at DESC, q.id DESC LIMIT $4
+            ) newest WHERE m."user" = $1 ORDER BY newest.created_at DESC, newest.id DESC LIMIT $4
+        ) p {_SEALED_KEYS} ORDER BY p.created_at DESC, p.id DESC
+        """,
+        *(caller_id, page.created_before, page.id_before, page.limit + 1),
+    )
+
+
+async def requeue(caller_id: UUID, post_id: UUID) -> tuple[asyncpg.Record, bool]:
+    """A failed post is pending again; the post, and whether it was failed. Raises PostNotFound, NotAuthor."""
+    async with database.transaction():
+        post = await _lock_post(caller_id, post_id)
+        if post["author"] != caller_id:
+            raise NotAuthor
+        await database.execute(
+            "UPDATE posts SET status = 'pending', failure = NULL WHERE id = $1 AND status = 'failed'", post_id
+        )
+        return await read(caller_id, post_id), post["status"] == "failed"
+
+
+async def requeue_failed(post_ids: Sequence[UUID] | None) -> list[UUID]:
+    """All failed posts, or those of the given ones that are, are pending again."""
+    rows = await database.fetch(
+        "UPDATE posts SET status = 'pending', failure = NULL"
+        " WHERE status = 'failed' AND ($1::uuid[] IS NULL OR id = ANY($1)) RETURNING id",
+        list(post_ids) if post_ids is not None else None,
+    )
+    return [row["id"] for row in rows]
+
+
+async def delete(caller_id: UUID, post_id: UUID) -> list[Event]:
+    """By its author or an owner of the group. Raises PostNotFound, NotAuthor."""
+    async with database.transaction():
+        post = await _lock_post(caller_id, post_id)
+        if post["author"] != caller_id and post["role"] != "owner":
+            raise NotAuthor
+        cancelled = await requests.cancel_of_post(post_id)
+        await database.execute("DELETE FROM posts WHERE id = $1", post_id)
+        deleted = events.event(
+            "post.deleted",
+            [events.group_channel(post["group"])],
+            post_id,
+            **_frame_fields(post_id, post["group"], post["author"]),
+        )
+        return await events.record(*cancelled, deleted)
+
+
+def _frame_fields(post_id: UUID, group_id: UUID, author_id: UUID) -> dict[str, UUID]:
+    return {"post_id": post_id, "group_id": group_id, "author_id": author_id}
+
+
+async def _lock_post(caller_id: UUID, post_id: UUID) -> asyncpg.Record:
+    """The post's group FOR SHARE, then the post FOR UPDATE, with the caller's role. Raises PostNotFound."""
+    group_id = await database.fetchval(
+        f'SELECT p."group" FROM posts p JOIN {_MEMBERSHIP} WHERE p.id = $2', caller_id, post_id
+    )
+    if group_id is None:
+        raise PostNotFound
+    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
+    post = await database.fetchrow(
+        f'SELECT p."group", p.author, p.status, mine.role FROM posts p JOIN {_MEMBERSHIP}'
+        " WHERE p.id = $2 FOR UPDATE OF p",
+        *(caller_id, post_id),
+    )
+    if post is None:
+        raise PostNotFound
+    return post
+
+
+class OwnKey(msgspec.Struct, frozen=True):
+    """A post key, sealed to another active key of the caller's."""
+
+    public_key_id: UUID
+    sealed_key: bytes
+
+
+async def check_visible(caller_id: UUID, post_id: UUID) -> None:
+    """Raises PostNotFound."""
+    if not await database.fetchval(f"SELECT TRUE FROM posts p JOIN {_MEMBERSHIP} WHERE p.id = $2", caller_id, post_id):
+        raise PostNotFound
+
+
+async def add_own_keys(caller_id: UUID, post_id: UUID, sealed_keys: Sequence[OwnKey]) -> asyncpg.Record:
+    """Who holds a post's key adds it for further active keys of its own; all or nothing.
+
+    Raises PostNotFound, NotDecider (holds no key of it), Invalid, NotSealed.
+    """
+    async with database.transaction():
+        post = await _lock_post(caller_id, post_id)
+        await _check_own_keys(caller_id, sealed_keys)
+        if post["status"] != "sealed":
+            raise NotSealed
+        if not await database.fetchval(f"SELECT {holds('$1', '$2')}", caller_id, post_id):
+            raise NotDecider
+        await database.execute(
+            "INSERT INTO post_keys (post, public_key, encrypted_key, granted_by)"
+            " SELECT $1, k.id, k.sealed, $2 FROM unnest($3::uuid[], $4::bytea[]) AS k (id, sealed)"
+            " ON CONFLICT DO NOTHING",
+            *(post_id, caller_id, [key.public_key_id for key in sealed_keys], [key.sealed_key for key in sealed_keys]),
+        )
+        return await read(caller_id, post_id)
+
+
+async def _check_own_keys(caller_id: UUID, sealed_keys: Sequence[OwnKey]) -> None:
+    rows = await database.fetch('SELECT id FROM user_keys WHERE "user" = $1 AND NOT is_revoked', caller_id)
+    unused = {row["id"] for row in rows}
+    errors = []
+    for position, key in enumerate(sealed_keys):
+        if len(key.sealed_key) != SEALED_KEY_BYTES:
+            errors.append((f"/sealed_keys/{position}/sealed_key", f"is not {SEALED_KEY_BYTES} bytes"))
+        if key.public_key_id not in unused:
+            errors.append((f"/sealed_keys/{position}/public_key_id", "is no active key of yours, or repeated"))
+        unused.discard(key.public_key_id)
+    if errors:
+        raise Invalid(*errors)
+
+
+# ------------------------------------------------------------------------------------------------ sealing
+
+
+async def seal(post_id: UUID, worker_private_keys: Sequence[bytes], seal_many: SealMany) -> list[Event]:
+    """Seal a pending post to every usable key of every member, and erase its draft; what to announce.
+
+    The many public-key operations run before the group is locked, so that a big group stays open to
+    others meanwhile; under the lock only those keys are sealed to that have come since. Does nothing
+    where there is nothing (more) to do. Raises SealingElsewhere.
+    """
+    async with database.transaction():
+        # The lock goes with this transaction, so a worker that dies holds nobody up.
+        if not await database.fetchval("SELECT pg_try_advisory_xact_lock($1)", _lock_number(post_id)):
+            raise SealingElsewhere
+        post = await database.fetchrow(
+            "SELECT id, \"group\", author, draft FROM posts WHERE id = $1 AND status = 'pending'", post_id
+        )
+        if post is None:
+            return []
+        ids = sealing_posts.PostIds(post["id"], post["group"], post["author"])
+        try:
+            draft = drafts.open_draft(ids, post["draft"], worker_private_keys)
+        except sealing_errors.DraftMismatch:
+            return await _fail(ids, "draft_mismatch")
+        except sealing_errors.DraftUnreadable:
+            return await _fail(ids, "draft_unreadable")
+        post_key = sealing_posts.new_post_key()
+        sealed = await _seal_to(await _recipients(ids.group), {}, post_key, seal_many)
+
+        if not await _lock_pending(ids):
+            return []
+        recipients = await _recipients(ids.group)
+        sealed = await _seal_to(recipients, sealed, post_key, seal_many)
+        if not any(sealed.values()):
+            return await _fail(ids, "no_recipients")
+        await _store(sealing_posts.seal_post(ids, draft.title, draft.content, [], post_key), ids, sealed)
+        return await events.record(_sealed(ids))
+
+
+def _lock_number(post_id: UUID) -> int:
+    # The last 64 bits of a UUIDv7 are random; an advisory lock is named by a signed number of that size.
+    return int.from_bytes(post_id.bytes[8:], signed=True)
+
+
+async def _recipients(group_id: UUID) -> dict[UUID, bytes]:
+    rows = await database.fetch(
+        'SELECT k.id, k.public_key FROM user_group_association m JOIN user_keys k ON k."user" = m."user"'
+        ' WHERE m."group" = $1 AND NOT k.is_revoked AND k.unusable_at IS NULL',
+        group_id,
+    )
+    return {row["id"]: row["public_key"] for row in rows}
+
+
+async def _seal_to(
+    recipients: dict[UUID, bytes], done: dict[UUID, bytes | None], post_key: bytes, seal_many: SealMany
+) -> dict[UUID, bytes | None]:
+    """A sealed key, or None where that is impossible, for each of `recipients`; `done` saves work."""
+    missing = [key_id for key_id in recipients if key_id not in done]
+    if missing:
+        sealed = await seal_many(post_key, [recipients[key_id] for key_id in missing])
+        done = done | dict(zip(missing, sealed, strict=True))
+    return {key_id: done[key_id] for key_id in recipients}
+
+
+async def _lock_pending(ids: sealing_posts.PostIds) -> bool:
+    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", ids.group)
+    locked = await database.fetchval("SELECT TRUE FROM posts WHERE id = $1 AND status = 'pending' FOR UPDATE", ids.post)
+    return bool(locked)
+
+
+async def _store(post: sealing_posts.SealedPost, ids: sealing_posts.PostIds, sealed: dict[UUID, bytes | None]) -> None:
+    unusable = [key_id for key_id, sealed_key in sealed.items() if sealed_key is None]
+    if unusable:
+        # One member's odd key never stops a group: it is skipped, here and from now on, and that is on record.
+        await database.execute("UPDATE user_keys SET unusable_at = now() WHERE id = ANY($1)", unusable)
+    await database.execute(
+        "UPDATE posts SET status = 'sealed', draft = NULL, heading = $2, content = $3, content_hash = $4,"
+        " commitment = $5, sealed_at = now() WHERE id = $1",
+        *(ids.post, post.heading, post.content, post.content_hash, post.commitment),
+    )
+    usable = {key_id: sealed_key for key_id, sealed_key in sealed.items() if sealed_key is not None}
+    await database.execute(
+        "INSERT INTO post_keys (post, public_key, encrypted_key)"
+        " SELECT $1, k.id, k.sealed FROM unnest($2::uuid[], $3::bytea[]) AS k (id, sealed)",
+        *(ids.post, list(usable), list(usable.values())),
+    )
+
+
+def _sealed(ids: sealing_posts.PostIds) -> Event:
+    return events.event("post.sealed", [events.group_channel(ids.group)], ids.post, **_frame_fields(*ids))
+
+
+async def _fail(ids: sealing_posts.PostIds, failure: Failure) -> list[Event]:
+    if not await _lock_pending(ids):
+        return []
+    await database.execute("UPDATE posts SET status = 'failed', failure = $2 WHERE id = $1", ids.post, failure)
+    failed = events.event("post.failed", [events.user_channel(ids.author)], **_frame_fields(*ids), failure=failure)
+    return await events.record(failed)
+
+
+async def pending(older_than_s: float, limit: int) -> list[UUID]:
+    """Posts that have been waiting to be sealed for at least so long, oldest first."""
+    rows = await database.fetch(
+        "SELECT id FROM posts WHERE status = 'pending' AND created_at < now() - make_interval(secs => $1)"
+        " ORDER BY created_at LIMIT $2",
+        *(older_than_s, limit),
+    )
+    return [row["id"] for row in rows]
+
+
+async def unlocked(post_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the given posts that no worker is at."""
+    numbers = {_lock_number(post_id): post_id for post_id in post_ids}
+    rows = await database.fetch(
+        "SELECT n FROM unnest($1::bigint[]) n WHERE NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = n)",
+        list(numbers),
+    )
+    return {numbers[row["n"]] for row in rows}
