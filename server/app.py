@@ -1,0 +1,91 @@
+"""Wiring: what is served, with what, and how errors are answered."""
+
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from litestar import Litestar, Router
+from litestar.datastructures import MutableScopeHeaders
+from litestar.types import Message, Scope
+
+from server import auth, bodies, database, jobs, openapi, problems
+from server import settings as settings_module
+from server.channels import Hub
+from server.controllers import accounts, groups, keys, operations, posts, requests, sockets
+from server.limits import Limiter
+from server.settings import Settings, SettingsError
+from server.sockets import Sockets
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+def create_app(settings: Settings | None = None) -> Litestar:
+    """The API. Raises SettingsError where a setting that it needs is missing."""
+    settings = settings or settings_module.load(os.environ)
+    for name in ("database_url", "redis_url", "worker_public_key", "request_mac_key"):
+        if getattr(settings, name) is None:
+            raise SettingsError(f"{name.upper()}: the API needs it")
+    app = Litestar(
+        route_handlers=[
+            *accounts.PUBLIC,
+            *operations.PUBLIC,
+            *sockets.SOCKETS,
+            Router(
+                "/",
+                guards=[auth.require_caller],
+                before_request=bodies.refuse_unknown_query,
+                route_handlers=[
+                    *accounts.AUTHENTICATED,
+                    *keys.AUTHENTICATED,
+                    *groups.AUTHENTICATED,
+                    *posts.AUTHENTICATED,
+                    *requests.AUTHENTICATED,
+                ],
+            ),
+            openapi.assets_router(),
+        ],
+        request_class=bodies.Request,
+        request_max_body_size=settings.max_body_bytes,
+        type_decoders=[(bodies.is_body, bodies.make_body)],
+        plugins=[bodies.BodySchema()],
+        openapi_config=openapi.config(settings),
+        exception_handlers=problems.HANDLERS,
+        before_send=[add_headers],
+        lifespan=[run],
+        logging_config=None,
+    )
+    app.state.settings = settings
+    openapi.describe_errors(app)
+    return app
+
+
+@asynccontextmanager
+async def run(app: Litestar) -> AsyncIterator[None]:
+    """What the process holds while it runs: Postgres' pool, Redis' pool, the hub, the open sockets."""
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(database.open_pool(str(settings.database_url), settings.database_pool_size))
+        app.state.redis = await jobs.create_pool(str(settings.redis_url))
+        stack.push_async_callback(app.state.redis.aclose)
+        app.state.limiter = Limiter(str(settings.redis_url), app.state.redis.connection_pool, settings)
+        app.state.hub = await stack.enter_async_context(Hub(app.state.redis))
+        app.state.sockets = await stack.enter_async_context(Sockets(app.state.hub))
+        yield
+
+
+async def add_headers(message: Message, scope: Scope) -> None:
+    if message["type"] != "http.response.start":
+        return
+    headers = MutableScopeHeaders.from_message(message)
+    for name, value in HEADERS.items():
+        headers.setdefault(name, value)
+    headers["X-Request-Id"] = secrets.token_hex(8)
+    headers["Content-Security-Policy"] = openapi.POLICY if scope["path"].startswith("/schema") else POLICY

@@ -1,0 +1,192 @@
+"""Request bodies: read strictly, and judged in the order that clients rely on.
+
+A handler declares `data: Body[PostIn]`. Well-formed JSON is checked before it runs (400). Whether the
+content fits `PostIn` is checked by `await data.read(…)`, inside the handler, because a caller who may not
+even know of the thing addressed must hear that first (404 or 403 before 422): on a misfit, and only then,
+`read` asks the check that it was given.
+"""
+
+import re
+from collections.abc import Coroutine
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin
+from uuid import UUID
+
+import litestar
+import msgspec
+from arq import ArqRedis
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.openapi.spec import Schema
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.typing import FieldDefinition
+
+from server.accounts import Caller
+from server.channels import Hub
+from server.errors import Invalid, Malformed, NotFound
+from server.limits import Limiter
+from server.sealing import encoding, strict_json
+from server.sealing import errors as sealing_errors
+from server.settings import Settings
+
+
+class Base64(bytes):
+    """Bytes that travel as canonical standard base64."""
+
+
+class Request(litestar.Request[Caller, None, State]):
+    """`user` is the Caller that `server.auth` found."""
+
+    @property
+    def settings(self) -> Settings:
+        return cast("Settings", self.app.state.settings)
+
+    @property
+    def redis(self) -> ArqRedis:
+        return cast("ArqRedis", self.app.state.redis)
+
+    @property
+    def hub(self) -> Hub:
+        return cast("Hub", self.app.state.hub)
+
+    @property
+    def limiter(self) -> Limiter:
+        return cast("Limiter", self.app.state.limiter)
+
+    @property
+    def mac_key(self) -> bytes:
+        """The secret that tells a repeated request from another."""
+        return cast("bytes", self.settings.request_mac_key)
+
+    @property
+    def worker_public_key(self) -> bytes:
+        return cast("bytes", self.settings.worker_public_key)
+
+    async def json(self) -> Any:
+        """Raises Malformed for anything but one well-formed JSON text, whatever its bytes."""
+        media_type, options = self.content_type
+        if media_type not in {"", "application/json"} or options.get("charset", "utf-8").lower() != "utf-8":
+            raise HTTPException("The body must be application/json.", status_code=415)
+        body = await self.body()
+        try:
+            return strict_json.loads(body)
+        except sealing_errors.MalformedJSON:
+            raise Malformed from None
+
+
+# Settings may lower what the schema allows; which one rules over a field of this name.
+_TEXT_LIMITS = {
+    "name": ("max_name_characters", len),
+    "label": ("max_name_characters", len),
+    "title": ("max_title_characters", len),
+    "password": ("max_password_characters", len),
+    "content": ("max_content_bytes", lambda text: len(text.encode())),
+}
+
+
+T = TypeVar("T")
+
+
+class Body(Generic[T]):
+    """A well-formed JSON text that is still to be held against the struct T."""
+
+    def __init__(self, struct: type[T], value: Any) -> None:
+        self._struct = struct
+        self._value = value
+
+    async def read(self, request: Request, but_first: Coroutine[Any, Any, None] | None = None) -> T:
+        """The body as T. If it is none, await `but_first`, which may raise a reason that goes first; then Invalid."""
+        try:
+            found = msgspec.convert(self._value, self._struct, dec_hook=_decode)
+            check_limits(found, request.settings)
+        except msgspec.ValidationError as misfit:
+            error = _describe(str(misfit))
+        except Invalid as invalid:
+            error = invalid
+        else:
+            if but_first:
+                but_first.close()
+            return found
+        if but_first:
+            await but_first
+        raise error
+
+    def peek_id(self, name: str) -> UUID | None:
+        """The id that the body names, though the rest of it may not fit."""
+        try:
+            return msgspec.convert(self._value[name], UUID)
+        except (msgspec.ValidationError, TypeError, KeyError):
+            return None
+
+
+def check_limits(found: Any, settings: Settings) -> None:
+    for name, (setting, measure) in _TEXT_LIMITS.items():
+        text = getattr(found, name, None)
+        if isinstance(text, str) and measure(text) > (limit := getattr(settings, setting)):
+            raise Invalid((f"/{name}", f"is over {limit} {setting.rsplit('_', 1)[1]}"))
+    client_id = getattr(found, "id", None)
+    if isinstance(client_id, UUID) and client_id.version != 7:
+        raise Invalid(("/id", "is not a UUID of version 7"))
+
+
+def _decode(wanted: type, value: Any) -> Any:
+    if wanted is not Base64:
+        raise NotImplementedError(f"{wanted} is not known here")
+    if not isinstance(value, str):
+        raise ValueError("Expected base64")
+    try:
+        return Base64(encoding.decode_base64(value))
+    except sealing_errors.NotCanonical:
+        raise ValueError("Expected canonical base64") from None
+
+
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_NAMED = re.compile(r"(?:required|unknown) field `(?P<name>[^`]*)`")
+
+
+def _describe(message: str) -> Invalid:
+    """msgspec's words and path (`$.sealed_keys[0].sealed_key`) as a pointer (`/sealed_keys/0/sealed_key`)."""
+    at = _AT.search(message)
+    path = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", at["path"]).replace(".", "/") if at else ""
+    named = _NAMED.search(message)
+    if named:
+        path += "/" + named["name"].replace("~", "~0").replace("/", "~1")
+    return Invalid((path, _AT.sub("", message)))
+
+
+def is_body(annotation: Any) -> bool:
+    return get_origin(annotation) is Body
+
+
+def make_body(annotation: Any, value: Any) -> Body[Any]:
+    return Body(get_args(annotation)[0], value)
+
+
+class BodySchema(OpenAPISchemaPlugin):
+    """In the OpenAPI document a `Body[PostIn]` is a PostIn, and Base64 a string that says so."""
+
+    @staticmethod
+    def is_plugin_supported_type(value: Any) -> bool:
+        return is_body(value) or value is Base64
+
+    @staticmethod
+    def to_openapi_schema(field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        if field_definition.annotation is Base64:
+            return Schema(type="string", content_encoding="base64")  # type: ignore[arg-type]  # Litestar's own enum or its value
+        struct = get_args(field_definition.annotation)[0]
+        return cast("Schema", schema_creator.for_field_definition(FieldDefinition.from_annotation(struct)))
+
+
+def path_id(text: str, absent: type[NotFound]) -> UUID:
+    """An id out of the path; one that is no UUID is as absent as any other."""
+    try:
+        return msgspec.convert(text, UUID)
+    except msgspec.ValidationError:
+        raise absent from None
+
+
+async def refuse_unknown_query(request: litestar.Request[Any, Any, Any]) -> None:
+    """A filter with a slip in its name must not silently widen a list."""
+    known = request.route_handler.parsed_fn_signature.parameters
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        raise Invalid(*((f"?{name}", "is not known here") for name in unknown))

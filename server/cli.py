@@ -1,0 +1,238 @@
+"""`secureblogs`, the one command.
+
+Verbs of the server are here. Those of the worker and the client are named by their modules and imported when they are
+called, so the server depends on neither, and `--help` waits for nothing. For the same reason each verb imports what it
+needs when it runs.
+"""
+
+import asyncio
+import contextlib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+import rich_click as click
+from click.exceptions import Exit
+
+if TYPE_CHECKING:
+    from server.settings import Settings
+
+Result = TypeVar("Result")
+
+# Where each verb of other rooms is, and what its help begins with.
+ELSEWHERE = {
+    "worker": ("tasks.worker:command", "Seal what is pending, and sweep up."),
+    "sign-up": ("client.cli:sign_up", "Make an account and be logged in to it."),
+    "login": ("client.cli:login", "Log in."),
+    "logout": ("client.cli:logout", "End the session."),
+    "whoami": ("client.cli:whoami", "Show who is logged in, where, and until when."),
+    "key": ("client.cli:key", "Make, list, revoke and trust keys."),
+    "group": ("client.cli:group", "Make groups and say who is in them."),
+    "post": ("client.cli:post", "Write, list, read and delete posts."),
+    "ask": ("client.cli:ask", "Ask to read POST, which was made before you joined."),
+    "requests": ("client.cli:requests", "See and decide who asks to read."),
+    "tail": ("client.cli:tail", "Follow what happens: who asks, what is decided, new posts."),
+    "demo": ("client.cli:demo", "Play the whole story against a running server, and check each step."),
+}
+PANELS = {
+    "Server": ["up", "api", "migrate", "doctor", "admin", "requeue", "secrets"],
+    "Worker": ["worker"],
+    "Client": [name for name in ELSEWHERE if name != "worker"],
+}
+
+
+class Elsewhere(click.RichCommand):
+    """Stands for a verb in lists of verbs; the real one is loaded when it is called."""
+
+    def load(self) -> click.Command:
+        module, attribute = ELSEWHERE[self.name or ""][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+class Verbs(click.RichGroup):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, Elsewhere) else command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, Exit, click.Abort):
+            raise
+        except Exception as error:
+            if not isinstance(error, foreseen()):
+                raise
+            sys.exit(f"secureblogs: {error}")
+
+
+def foreseen() -> tuple[type[Exception], ...]:
+    """What is told in one line, because it says all there is to know."""
+    from server.embedded import EmbeddedError
+    from server.settings import SettingsError
+    from server.up import UpError
+
+    return EmbeddedError, SettingsError, UpError
+
+
+def panels(group: Callable[..., Any]) -> Callable[..., Any]:
+    for title, names in reversed(PANELS.items()):
+        group = click.command_panel(title, commands=names)(group)
+    return group
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="secureblogs", message="%(package)s %(version)s")
+@click.option("--lifeline", type=int, hidden=True, help="A pipe that closes when the parent dies.")
+@panels
+def cli(lifeline: int | None) -> None:
+    """Private posts for a group, on a server that can't read them."""
+    if lifeline is not None:
+        from server.supervisor import follow_parent
+
+        follow_parent(lifeline)
+
+
+for verb, (_, summary) in ELSEWHERE.items():
+    cli.add_command(Elsewhere(name=verb, help=summary))
+
+
+@cli.command()
+@click.option("--reload", is_flag=True, help="Start API and worker anew when their source changes.")
+def up(reload: bool) -> None:
+    """Run everything: engines, migrations, API, worker.
+
+    Without DATABASE_URL and REDIS_URL it brings its own Postgres and Valkey, which keep their data in DATA_DIR.
+    """
+    from server import logs
+    from server.up import up as run
+
+    settings = load_settings()
+    logs.configure(settings.log_level)
+    run(settings, os.environ, reload)
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on.  [default: HOST]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: PORT]")
+def api(host: str | None, port: int | None) -> None:
+    """Serve the API. Start as many as you like, on one Postgres and Redis."""
+    import msgspec
+
+    from server import logs
+    from server.serving import make_server
+    from server.up import check_port
+
+    settings = load_settings(attached=True)
+    settings = msgspec.structs.replace(settings, host=host or settings.host, port=port or settings.port)
+    logs.configure(settings.log_level)
+    server = make_server(settings)
+    check_port(settings.host, settings.port)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(3)
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the database's tables up to date. Several at once do no harm."""
+    from server import database, logs
+
+    settings = load_settings(attached=True)
+    logs.configure(settings.log_level)
+    asyncio.run(database.migrate(settings.database_url or ""))
+
+
+@cli.command()
+def doctor() -> None:
+    """Check settings, Postgres, Redis, migrations and workers, and say what to do."""
+    from server.doctor import examine
+
+    findings = asyncio.run(examine(load_settings(attached=True)))
+    for finding in findings:
+        click.echo(finding)
+    if any(finding.advice for finding in findings):
+        sys.exit(1)
+
+
+@cli.group()
+def admin() -> None:
+    """Administrators of this server."""
+
+
+@admin.command()
+@click.argument("email")
+def grant(email: str) -> None:
+    """Make the account with this EMAIL an administrator."""
+    from server import accounts
+
+    if not asyncio.run(with_database(functools.partial(accounts.grant_admin, email))):
+        sys.exit(f"secureblogs: no account has the address {email}")
+    click.echo(f"{email} is an administrator.")
+
+
+@cli.command()
+@click.argument("post_ids", metavar="[POST_ID]...", nargs=-1, type=click.UUID)
+@click.option("--failed", is_flag=True, help="All posts that failed.")
+def requeue(post_ids: tuple[UUID, ...], failed: bool) -> None:
+    """Have failed posts sealed after all, once what they failed by is mended."""
+    from server import posts
+
+    if failed == bool(post_ids):
+        raise click.UsageError("name the posts, or say --failed")
+    pending = asyncio.run(with_database(functools.partial(posts.requeue_failed, None if failed else post_ids)))
+    for post_id in pending:
+        click.echo(post_id)
+    # Whoever sweeps puts them on the queue; there is nothing that could be lost in between.
+    click.echo(f"{len(pending)} posts are pending again and will be sealed within seconds.", err=True)
+    if set(post_ids) - set(pending):
+        sys.exit("secureblogs: the others are unknown or have not failed")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def secrets(folder: Path) -> None:
+    """Make the secrets of a set-up of your own, as files in FOLDER.
+
+    They are for WORKER_PUBLIC_KEY_FILE, WORKER_PRIVATE_KEYS_FILE and REQUEST_MAC_KEY_FILE. What is there stays.
+    """
+    from server.up import write_all_secrets
+
+    for path in write_all_secrets(folder):
+        click.echo(path)
+
+
+def load_settings(attached: bool = False) -> "Settings":
+    """The settings; `attached` to the engines that `up` runs, if no addresses are given."""
+    from server.settings import load
+    from server.up import attach
+
+    settings = load(os.environ)
+    return attach(settings) if attached else settings
+
+
+async def with_database(act: Callable[[], Awaitable[Result]]) -> Result:
+    from server import database
+
+    settings = load_settings(attached=True)
+    try:
+        async with database.open_pool(settings.database_url or "", 1):
+            return await act()
+    except database.UNAVAILABLE as error:
+        sys.exit(f"secureblogs: Postgres does not answer ({error}); `secureblogs doctor` looks into it")
+
+
+def main() -> None:
+    cli(prog_name="secureblogs")
+
+
+if __name__ == "__main__":
+    main()

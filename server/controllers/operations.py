@@ -1,0 +1,95 @@
+import asyncio
+from collections.abc import Awaitable
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Response, get
+from litestar.openapi.datastructures import ResponseSpec
+
+from server import database, jobs, piccolo_app
+from server.bodies import Request
+from server.channels import UNAVAILABLE
+
+CHECK_TIMEOUT_S = 2.0
+
+
+class Live(msgspec.Struct):
+    status: str = "live"
+
+
+class Readiness(msgspec.Struct):
+    """Each check says `ok` or what is wrong."""
+
+    status: str
+    postgres: str
+    migrations: str
+    redis: str
+    channels: str
+    worker: str
+
+
+@get("/health/live", operation_id="getLiveness", tags=["Operations"], summary="The process answers", security=[{}])
+async def get_liveness() -> Live:
+    """Asks nothing of Postgres or Redis: whoever restarts processes by this must not do so because those are away."""
+    return Live()
+
+
+@get(
+    "/health/ready",
+    operation_id="getReadiness",
+    tags=["Operations"],
+    summary="All that a post needs is there",
+    security=[{}],
+    responses={503: ResponseSpec(Readiness, description="Which of it is not")},
+)
+async def get_readiness(request: Request) -> Response[Readiness]:
+    checks = {
+        "postgres": check_postgres(),
+        "migrations": check_migrations(),
+        "redis": check_redis(request),
+        "channels": check_channels(request),
+        "worker": check_worker(request),
+    }
+    results = await asyncio.gather(*(judge(check) for check in checks.values()))
+    found = dict(zip(checks, results, strict=True))
+    ready = set(results) == {"ok"}
+    return Response(
+        Readiness(status="ready" if ready else "unready", **found),
+        status_code=HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE,
+        headers={} if ready else {"Retry-After": "1"},
+    )
+
+
+async def judge(check: Awaitable[str]) -> str:
+    try:
+        return await asyncio.wait_for(check, CHECK_TIMEOUT_S)
+    except (*database.UNAVAILABLE, *UNAVAILABLE):
+        return "away"
+
+
+async def check_postgres() -> str:
+    await database.fetchval("SELECT 1")
+    return "ok"
+
+
+async def check_migrations() -> str:
+    missing = set(piccolo_app.migration_ids()) - await database.applied_migrations()
+    return "run `secureblogs migrate`" if missing else "ok"
+
+
+async def check_redis(request: Request) -> str:
+    await request.redis.ping()
+    return "ok"
+
+
+async def check_channels(request: Request) -> str:
+    return "ok" if await request.hub.check() else "deaf"
+
+
+async def check_worker(request: Request) -> str:
+    workers: list[Any] = await jobs.live_workers(request.redis)
+    return "ok" if workers else "no worker is alive"
+
+
+PUBLIC = [get_liveness, get_readiness]

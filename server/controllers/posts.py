@@ -1,0 +1,210 @@
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import msgspec
+from litestar import Response, delete, get, post
+from litestar.background_tasks import BackgroundTask
+from litestar.datastructures import ResponseHeader
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath, FromQuery, JSONBody
+
+from server import posts
+from server.after_commit import announce, enqueue_seal
+from server.bodies import Base64, Body, Request, path_id
+from server.errors import Invalid, PostNotFound
+from server.events import timestamp
+from server.lists import cut, read_page
+from server.posts import OwnKey
+
+Access = Literal["failed", "sealing", "readable", "requested", "denied", "no_key", "key_revoked", "not_granted"]
+
+
+class PostIn(msgspec.Struct, forbid_unknown_fields=True):
+    """With an `id` (UUIDv7) of its own a client may repeat the request safely."""
+
+    group_id: UUID
+    title: Annotated[str, msgspec.Meta(min_length=1, max_length=200, examples=["The key is under the mat"])]
+    content: Annotated[str, msgspec.Meta(description="At most 256 KiB of UTF-8", examples=["The green one."])]
+    attachments: Annotated[list[UUID], msgspec.Meta(max_length=20)] = []
+    id: UUID | None = None
+
+
+class SealedKey(msgspec.Struct, forbid_unknown_fields=True):
+    public_key_id: UUID
+    sealed_key: Base64
+    """`crypto_box_seal(post key, public key)`, 80 bytes."""
+
+
+class SealedKeyOut(msgspec.Struct):
+    public_key_id: UUID
+    sealed_key: bytes
+
+
+class KeysIn(msgspec.Struct, forbid_unknown_fields=True):
+    sealed_keys: Annotated[list[SealedKey], msgspec.Meta(min_length=1, max_length=100)]
+
+
+class PostHeadOut(msgspec.Struct, kw_only=True):
+    """A post as lists show it, without `content`. What is not there yet is null."""
+
+    id: UUID
+    group_id: UUID
+    author_id: UUID
+    status: Literal["pending", "sealed", "failed"]
+    sealed_by: Literal["server", "author"]
+    heading: bytes | None
+    content_hash: bytes | None
+    commitment: bytes | None
+    signature: bytes | None
+    signing_key_id: UUID | None
+    failure: str | None
+    sealed_keys: list[SealedKeyOut]
+    """The post key, sealed to the caller's active keys."""
+    access: Access
+    created_at: str
+    sealed_at: str | None
+
+
+class PostOut(PostHeadOut, kw_only=True):
+    content: bytes | None
+
+
+class PostPage(msgspec.Struct):
+    items: list[PostHeadOut]
+    next_cursor: str | None
+
+
+def show_head(row: Any) -> PostHeadOut:
+    return PostHeadOut(**_fields(row))
+
+
+def show_post(row: Any) -> PostOut:
+    return PostOut(**_fields(row), content=row["content"])
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    sealed_keys = zip(row["public_key_ids"] or [], row["sealed_keys"] or [], strict=True)
+    return {
+        "id": row["id"],
+        "group_id": row["group_id"],
+        "author_id": row["author_id"],
+        "status": row["status"],
+        "sealed_by": row["sealed_by"],
+        "heading": row["heading"],
+        "content_hash": row["content_hash"],
+        "commitment": row["commitment"],
+        "signature": row["signature"],
+        "signing_key_id": row["signing_key_id"],
+        "failure": row["failure"],
+        "sealed_keys": [SealedKeyOut(key_id, sealed_key) for key_id, sealed_key in sealed_keys],
+        "access": row["access"],
+        "created_at": timestamp(row["created_at"]),
+        "sealed_at": timestamp(row["sealed_at"]) if row["sealed_at"] else None,
+    }
+
+
+@post(
+    "/posts",
+    operation_id="createPost",
+    tags=["Posts"],
+    summary="Publish a post that the server seals",
+    response_headers=[ResponseHeader(name="Location", description="Where the post is", value="")],
+    responses={200: ResponseSpec(PostOut, description="The same request was made before: the same post")},
+)
+async def create_post(request: Request, data: JSONBody[Body[PostIn]]) -> Response[PostOut]:
+    """The text is sealed to the workers' key at once; a worker seals the post to every member and erases that draft.
+
+    Text exists in the memory of these two processes only. `status` is `pending` until then; `post.sealed` is announced.
+    """
+    new = await data.read(request, check_named_group(request, data))
+    row, is_new = await posts.publish(
+        request.user.user_id,
+        *(new.group_id, new.title, new.content, new.attachments, new.id),
+        *(request.worker_public_key, request.mac_key),
+    )
+    return Response(
+        show_post(row),
+        status_code=201 if is_new else 200,
+        headers={"Location": f"/posts/{row['id']}"},
+        background=BackgroundTask(enqueue_seal, request.redis, row["id"]) if is_new else None,
+    )
+
+
+async def check_named_group(request: Request, data: Body[Any]) -> None:
+    """Whether the caller is in the group that an otherwise unfit body names."""
+    group_id = data.peek_id("group_id")
+    if group_id is not None:
+        await posts.check_member(request.user.user_id, group_id)
+
+
+@get("/posts", operation_id="listPosts", tags=["Posts"], summary="Posts of a group, or of all the caller's groups")
+async def list_posts(
+    request: Request,
+    group_id: FromQuery[str | None] = None,
+    limit: FromQuery[str | None] = None,
+    cursor: FromQuery[str | None] = None,
+) -> PostPage:
+    """Newest first, without `content`."""
+    caller_id, page = request.user.user_id, read_page(limit, cursor)
+    if group_id is None:
+        found = await posts.list_all(caller_id, page)
+    else:
+        found = await posts.list_of_group(caller_id, query_id("group_id", group_id), page)
+    rows, next_cursor = cut(found, page)
+    return PostPage([show_head(row) for row in rows], next_cursor)
+
+
+def query_id(name: str, text: str) -> UUID:
+    try:
+        return msgspec.convert(text, UUID)
+    except msgspec.ValidationError:
+        raise Invalid((f"?{name}", "is not a UUID")) from None
+
+
+@get("/posts/{post_id:str}", operation_id="getPost", tags=["Posts"], summary="One post, whole")
+async def get_post(request: Request, post_id: FromPath[str]) -> PostOut:
+    """`access` says why it can't be read, where that is so."""
+    return show_post(await posts.read(request.user.user_id, path_id(post_id, PostNotFound)))
+
+
+@post(
+    "/posts/{post_id:str}/requeue",
+    operation_id="requeuePost",
+    tags=["Posts"],
+    summary="Try a failed post again, by its author",
+    status_code=200,
+)
+async def requeue_post(request: Request, post_id: FromPath[str]) -> Response[PostOut]:
+    """A post that is not failed is answered as it is."""
+    row, was_failed = await posts.requeue(request.user.user_id, path_id(post_id, PostNotFound))
+    after = BackgroundTask(enqueue_seal, request.redis, row["id"]) if was_failed else None
+    return Response(show_post(row), background=after)
+
+
+@delete(
+    "/posts/{post_id:str}",
+    operation_id="deletePost",
+    tags=["Posts"],
+    summary="Delete a post, by its author or an owner of the group",
+    status_code=204,
+)
+async def delete_post(request: Request, post_id: FromPath[str]) -> Response[None]:
+    events = await posts.delete(request.user.user_id, path_id(post_id, PostNotFound))
+    return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
+
+
+@post(
+    "/posts/{post_id:str}/keys",
+    operation_id="addPostKeys",
+    tags=["Posts"],
+    summary="Add a post's key for further active keys of one's own",
+)
+async def add_post_keys(request: Request, post_id: FromPath[str], data: JSONBody[Body[KeysIn]]) -> PostOut:
+    """For a second device: by whoever holds the key, all or nothing."""
+    caller_id, found = request.user.user_id, path_id(post_id, PostNotFound)
+    new = await data.read(request, posts.check_visible(caller_id, found))
+    sealed_keys = [OwnKey(key.public_key_id, key.sealed_key) for key in new.sealed_keys]
+    return show_post(await posts.add_own_keys(caller_id, found, sealed_keys))
+
+
+AUTHENTICATED = [create_post, list_posts, get_post, requeue_post, delete_post, add_post_keys]

@@ -1,0 +1,248 @@
+"""`/ws/post_request`: what a user is told at once.
+
+A socket subscribes first and replays from Postgres then, so that no event falls between the two; it
+replays again whenever the connection to Redis was lost in between. What it may hear is decided by its
+channels alone. A refusal is accepted first and then closed, so that browsers see the code.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, cast
+from urllib.parse import quote
+
+import litestar
+import uuid_utils.compat
+from litestar import websocket
+from litestar.datastructures import State
+from litestar.exceptions import WebSocketDisconnect
+
+from server import accounts, auth, database, requests
+from server.accounts import Caller
+from server.channels import RECONNECTED, UNAVAILABLE, Overflowed
+from server.errors import Unauthenticated
+from server.events import once_id, write_frame
+from server.lists import EPOCH, Page, cut
+from server.settings import Settings
+from server.sockets import Socket, Sockets
+
+logger = logging.getLogger(__name__)
+
+WebSocket = litestar.WebSocket[Caller, None, State]
+
+PING_EVERY_S = 25.0
+SEND_TIMEOUT_S = 10.0
+MAX_REPLAYED = 1000
+MAX_FRAME_BYTES = 65_536
+
+NO_CREDENTIAL = 1008
+BAD_CREDENTIAL = 4401
+BAD_ORIGIN = 4403
+BAD_SINCE = 4400
+CREDENTIAL_ENDED = 4408
+TOO_MANY_SOCKETS = 4429
+BINARY = 1003
+FRAME_TOO_LARGE = 1009
+TRY_LATER = 1013
+
+_SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
+
+
+class Refused(Exception):
+    """The socket is closed with `code`; `reason` names no secret."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@websocket("/ws/post_request")
+async def post_request(socket: WebSocket) -> None:
+    await socket.accept()
+    try:
+        caller = await find_caller(socket)
+        await serve(socket, caller, read_since(socket.query_params.get("since")))
+    except Refused as refused:
+        await close(socket, refused.code, refused.reason)
+    except database.UNAVAILABLE as error:
+        logger.warning("a socket has to try again", extra={"error": type(error).__name__})
+        await close(socket, TRY_LATER, "try again")
+
+
+async def close(socket: WebSocket, code: int, reason: str) -> None:
+    # The other side, or the server that is stopping, may have closed it first.
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+        await socket.close(code, reason)
+
+
+async def find_caller(socket: WebSocket) -> Caller:
+    """Origin first, then the credential: header, ticket or (where allowed) token."""
+    settings: Settings = socket.app.state.settings
+    origin = socket.headers.get("origin")
+    if origin is not None and origin.rstrip("/").lower() not in allowed_origins(settings):
+        raise Refused(BAD_ORIGIN, "this origin is not allowed")
+    try:
+        token = auth.bearer(socket.headers.get("authorization"))
+        if token is None and settings.allow_query_token and "ticket" not in socket.query_params:
+            token = socket.query_params.get("token")
+        if token is not None:
+            return await accounts.authenticate(token)
+        if "ticket" in socket.query_params:
+            return await auth.take_ticket(socket.app.state.redis, socket.query_params["ticket"])
+    except Unauthenticated:
+        raise Refused(BAD_CREDENTIAL, "the credential is not valid") from None
+    except UNAVAILABLE:
+        raise Refused(TRY_LATER, "try again") from None
+    raise Refused(NO_CREDENTIAL, "a credential is needed")
+
+
+def allowed_origins(settings: Settings) -> set[str]:
+    return {origin.rstrip("/").lower() for origin in (settings.public_url, *settings.allowed_origins)}
+
+
+def read_since(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    # `+` in a query that was not escaped has become a space.
+    text = text.replace(" ", "+")
+    try:
+        if not _SINCE.fullmatch(text):
+            raise ValueError
+        since = datetime.fromisoformat(text)
+        # Near the ends of the calendar a time can't be moved by the margin of a replay.
+        return since if since.year > 1970 else EPOCH
+    except (ValueError, OverflowError):
+        raise Refused(BAD_SINCE, "since is not a time") from None
+
+
+async def serve(connection: WebSocket, caller: Caller, since: datetime | None) -> None:
+    settings: Settings = connection.app.state.settings
+    sockets: Sockets = connection.app.state.sockets
+    if sockets.count(caller.user_id) >= settings.max_sockets_per_user:
+        raise Refused(TOO_MANY_SOCKETS, "too many open sockets")
+    socket = Socket(caller)
+    sockets.add(socket)
+    try:
+        await send(connection, accepted(caller))
+        await until_one_ends(
+            read_and_ignore(connection),
+            tell(connection, sockets, socket, since),
+            end_with_credential(socket),
+        )
+    finally:
+        sockets.remove(socket)
+
+
+def accepted(caller: Caller) -> str:
+    return write_frame(
+        "connection.accepted", uuid_utils.compat.uuid7(), message="connection accepted", user_id=caller.user_id
+    )
+
+
+async def until_one_ends(*parts: Any) -> None:
+    """Run the parts of a socket together; the first that ends, or raises, ends the others."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def read_and_ignore(connection: WebSocket) -> None:
+    """What a client sends means nothing, but it has to be read: only so is its leaving noticed."""
+    while True:
+        message = cast("dict[str, Any]", await connection.receive())
+        if message["type"] == "websocket.disconnect":
+            return
+        if message.get("bytes") is not None:
+            raise Refused(BINARY, "text only")
+        if len((message.get("text") or "").encode()) > MAX_FRAME_BYTES:
+            raise Refused(FRAME_TOO_LARGE, "the frame is too large")
+
+
+async def end_with_credential(socket: Socket) -> None:
+    await socket.credential_ended.wait()
+    raise Refused(CREDENTIAL_ENDED, "the credential has ended")
+
+
+async def send(connection: WebSocket, frame: str) -> None:
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await connection.send({"type": "websocket.send", "text": frame, "bytes": None})
+    except TimeoutError:
+        raise Refused(TRY_LATER, "frames are not read") from None
+
+
+async def tell(connection: WebSocket, sockets: Sockets, socket: Socket, since: datetime | None) -> None:
+    """Subscribe, replay, then live frames as they come, and a ping every so often."""
+    await sockets.subscribe(socket)
+    since = await catch_up(connection, socket.caller, since)
+    loop = asyncio.get_running_loop()
+    next_ping = loop.time() + PING_EVERY_S
+    while True:
+        try:
+            async with asyncio.timeout_at(next_ping):
+                item = await socket.subscriber.get()
+        except TimeoutError:
+            next_ping = loop.time() + PING_EVERY_S
+            await send(connection, '{"type":"ping"}')
+            continue
+        except Overflowed:
+            raise Refused(TRY_LATER, "frames are not read fast enough") from None
+        if item is RECONNECTED:
+            since = await catch_up(connection, socket.caller, since)
+            continue
+        await sockets.follow_membership(socket, item)
+        await send(connection, item)
+
+
+async def catch_up(connection: WebSocket, caller: Caller, since: datetime | None) -> datetime:
+    """Send what Postgres holds for the caller, and `caught_up`; the time to catch up from the next time."""
+    at: datetime = await database.fetchval("SELECT now()")
+    async for frame in replay(caller, since):
+        await send(connection, frame)
+    await send(connection, write_frame("caught_up", uuid_utils.compat.uuid7(), at=at))
+    return at
+
+
+async def replay(caller: Caller, since: datetime | None) -> AsyncIterator[str]:
+    """All pending requests that the caller may decide, then decisions on its own; 1,000 frames in all."""
+    to_decide, next_cursor = await pending_to_decide(caller)
+    for row in to_decide:
+        yield replayed_frame("created", row, requests.created_frame_fields(row))
+    if next_cursor:
+        yield more(f"/read-requests?role=decider&status=pending&cursor={quote(next_cursor)}")
+        return
+    if since is None:
+        return
+    room = MAX_REPLAYED - len(to_decide)
+    decided = await requests.list_decided_since(caller.user_id, since, room + 1)
+    for row in decided[:room]:
+        yield replayed_frame(row["status"], row, requests.decided_frame_fields(row))
+    if len(decided) > room:
+        yield more("/read-requests?role=requester")
+
+
+async def pending_to_decide(caller: Caller) -> tuple[list[Any], str | None]:
+    page = Page(limit=MAX_REPLAYED)
+    return cut(await requests.list_to_decide(caller.user_id, "pending", page), page)
+
+
+def replayed_frame(kind: str, row: Any, fields: dict[str, Any]) -> str:
+    kind = f"read_request.{kind}"
+    return write_frame(kind, once_id(kind, row["id"]), **fields, replayed=True)
+
+
+def more(path: str) -> str:
+    return write_frame("more", uuid_utils.compat.uuid7(), next=path)
+
+
+SOCKETS = [post_request]

@@ -1,0 +1,143 @@
+"""Errors to answers: RFC 9457 problem details on every path. Clients switch on `code`."""
+
+import logging
+import traceback
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Response
+from litestar.connection import Request
+from litestar.exceptions import HTTPException, ValidationException
+
+from server import database
+from server.errors import (
+    Conflict,
+    DomainError,
+    Forbidden,
+    Invalid,
+    Malformed,
+    NotFound,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: dict[type[DomainError], HTTPStatus] = {
+    Malformed: HTTPStatus.BAD_REQUEST,
+    Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Conflict: HTTPStatus.CONFLICT,
+    Invalid: HTTPStatus.UNPROCESSABLE_ENTITY,
+    RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
+    Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+# What the framework finds wrong before a handler runs.
+CODES = {
+    HTTPStatus.NOT_FOUND: "route_not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.NOT_ACCEPTABLE: "not_acceptable",
+    HTTPStatus.LENGTH_REQUIRED: "length_required",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "range_not_satisfiable",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "internal_error",
+}
+
+RETRY_AFTER_S = 1
+
+
+class FieldProblem(msgspec.Struct):
+    pointer: str
+    """A JSON pointer into the body; `?name` for a query parameter."""
+    detail: str
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """RFC 9457. Some codes bring fields of their own, such as `request_id` or `retry_at`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldProblem] | None = None
+
+
+def problem(
+    status: HTTPStatus, code: str, detail: str, headers: dict[str, str] | None = None, **facts: Any
+) -> Response[Any]:
+    content = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": int(status),
+        "detail": detail,
+        "code": code,
+    } | facts
+    return Response(content, status_code=status, media_type=MEDIA_TYPE, headers=headers or {})
+
+
+def answer_domain_error(_: Request[Any, Any, Any], error: DomainError) -> Response[Any]:
+    status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+    if isinstance(error, RateLimited):
+        return answer_rate_limited(error)
+    headers = {}
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    return problem(status, error.code, error.detail, headers, **error.facts)
+
+
+def answer_rate_limited(error: RateLimited) -> Response[Any]:
+    name, wait_s = error.facts["name"], error.facts["retry_after_s"]
+    headers = {
+        "Retry-After": str(wait_s),
+        "RateLimit-Policy": f'"{name}";q={error.facts["limit"]};w={error.facts["window_s"]}',
+        "RateLimit": f'"{name}";r=0;t={wait_s}',
+    }
+    return problem(HTTPStatus.TOO_MANY_REQUESTS, error.code, error.detail, headers)
+
+
+def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    if isinstance(error, ValidationException):
+        return answer_misfit(request, error)
+    status = HTTPStatus(error.status_code)
+    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() in {"allow", "retry-after"}}
+    return problem(status, CODES.get(status, status.phrase.lower().replace(" ", "_")), status.description, headers)
+
+
+def answer_misfit(request: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
+    """A query parameter that does not fit, or no body where one is needed."""
+    misfits = error.extra if isinstance(error.extra, list) else []
+    if any(misfit.get("source") == "body" or misfit.get("key") == "data" for misfit in misfits):
+        return answer_domain_error(request, Malformed())
+    return answer_domain_error(
+        request, Invalid(*((f"?{misfit.get('key', '')}", str(misfit.get("message", ""))) for misfit in misfits))
+    )
+
+
+def answer_unavailable(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    logger.warning("Postgres is away", extra={"error": type(error).__name__})
+    return answer_domain_error(request, Unavailable())
+
+
+def answer_unexpected(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """A defect of ours. Where it happened is logged; what it said may hold content, and goes nowhere."""
+    frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
+    logger.error("unexpected error", extra={"error": type(error).__name__, "frames": " < ".join(reversed(frames))})
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return problem(status, CODES[status], "Something went wrong here; it has been logged.")
+
+
+HANDLERS: dict[type[Exception] | int, Any] = {
+    DomainError: answer_domain_error,
+    HTTPException: answer_http_error,
+    Exception: answer_unexpected,
+} | dict.fromkeys((kind for kind in database.UNAVAILABLE if issubclass(kind, Exception)), answer_unavailable)

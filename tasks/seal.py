@@ -1,0 +1,84 @@
+"""The job that seals a pending post, and the threads it does so with."""
+
+import asyncio
+import logging
+import traceback
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from arq.worker import Retry
+
+from server import after_commit, posts
+from server.sealing.posts import seal_key
+
+logger = logging.getLogger(__name__)
+
+# Some milliseconds of work: long against the price of handing it over, short against what another post may wait.
+KEYS_AT_ONCE = 200
+
+SEALING_ELSEWHERE_S = 2
+# Below the half minute in which everything has to be sealed once Postgres is back.
+MAX_BACKOFF_S = 15.0
+
+PROJECT = Path(__file__).parent.parent
+
+
+async def seal_post(ctx: dict[Any, Any], post_id: str) -> None:
+    """Seal the post, however often that has to be tried. What can never be sealed, the domain marks as failed."""
+    subject = UUID(post_id)
+    seal_keys = partial(seal_many, ctx["threads"], ctx["thread_count"])
+    try:
+        announced = await posts.seal(subject, ctx["worker_private_keys"], seal_keys)
+    except posts.SealingElsewhere:
+        raise Retry(defer=SEALING_ELSEWHERE_S) from None
+    except Exception as error:
+        # Whatever it is, it may pass, and the post was acknowledged. It may quote the text, so only its place is told.
+        defer_s = min(0.5 * 2 ** min(ctx["job_try"] - 1, 10), MAX_BACKOFF_S)
+        logger.warning("not sealed yet: %s", place(error), extra={"post_id": post_id, "again_in_s": defer_s})
+        raise Retry(defer=defer_s) from None
+    await after_commit.announce(ctx["redis"], announced)
+
+
+async def seal_many(
+    threads: Executor, thread_count: int, post_key: bytes, public_keys: list[bytes]
+) -> list[bytes | None]:
+    """A sealed key, or None for a key that can't be sealed to, for each of `public_keys`; 50 µs of a core each.
+
+    The event loop stays free. At most `thread_count` portions are handed over at a time, so that a small post is not
+    sealed after all portions of a big one.
+    """
+    loop = asyncio.get_running_loop()
+    portions: list[asyncio.Future[list[bytes | None]]] = []
+    running: set[asyncio.Future[list[bytes | None]]] = set()
+    for start in range(0, len(public_keys), KEYS_AT_ONCE):
+        if len(running) >= thread_count:
+            _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        portion = loop.run_in_executor(threads, seal_portion, post_key, public_keys[start : start + KEYS_AT_ONCE])
+        portions.append(portion)
+        running.add(portion)
+    return [sealed for portion in portions for sealed in await portion]
+
+
+def seal_portion(post_key: bytes, public_keys: list[bytes]) -> list[bytes | None]:
+    return [seal_or_skip(post_key, public_key) for public_key in public_keys]
+
+
+def seal_or_skip(post_key: bytes, public_key: bytes) -> bytes | None:
+    """None whatever went wrong: one member's key never stops a group."""
+    try:
+        return seal_key(post_key, public_key)
+    except Exception:
+        return None
+
+
+def place(error: BaseException) -> str:
+    """The type of an error and the line of ours it came through, without its message, which may quote a post."""
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(PROJECT) and "site-packages" not in path.parts:
+            return f"{kind} at {path.relative_to(PROJECT)}:{line}"
+    return kind

@@ -1,0 +1,98 @@
+"""Every few seconds: repair what was lost between Postgres, which is the truth, and Redis, which is a hint.
+
+* A pending post that is not queued is enqueued: its job was never sent, or Redis lost it.
+* A pending post whose job is in the hands of a worker, while nobody holds the post's lock in Postgres, was left behind
+  by a worker that died. arq would keep the claim until the longest job would have timed out; here it is released.
+* An event that was committed and not announced is announced.
+
+All of it may run twice, on several workers at once, or half: each statement leaves what it finds right as it is.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from arq.connections import ArqRedis
+from redis.exceptions import ResponseError
+
+from server import accounts, channels, events, jobs, posts
+from server.channels import UNAVAILABLE
+from server.events import Event
+from tasks.seal import place
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 5
+TIMEOUT_S = 60
+
+DUE_AFTER_S = 5.0
+MAX_POSTS = 10_000
+EVENTS_AT_ONCE = 500
+MAX_EVENTS = 10_000
+
+
+async def sweep(ctx: dict[Any, Any]) -> None:
+    """Do everything that is due. One at a time in a process, so that slow sweeps do not pile up."""
+    busy: asyncio.Lock = ctx["sweeping"]
+    if busy.locked():
+        return
+    async with busy:
+        await isolate(repair_queue, ctx["redis"], ctx["claim_s"])
+        await isolate(announce_late, ctx["redis"])
+        await isolate(accounts.expire_tokens)
+
+
+async def isolate(step: Callable[..., Awaitable[Any]], *args: Any) -> None:
+    """A step that fails keeps no other from its work, and is tried again by the next sweep."""
+    try:
+        await step(*args)
+    except Exception as error:
+        logger.warning("sweep: %s failed: %s", step.__name__, place(error))
+
+
+async def repair_queue(redis: ArqRedis, claim_s: float) -> None:
+    """`claim_s`: for how long a worker claims a job, in seconds."""
+    due = await posts.pending(DUE_AFTER_S, MAX_POSTS)
+    if not due:
+        return
+    known = await jobs.look_up_seals(redis, due)
+    lost = [post_id for post_id in due if not known[post_id].is_queued]
+    if lost:
+        await jobs.enqueue_seals(redis, lost)
+        logger.info("enqueued posts that were not in the queue", extra={"posts": len(lost)})
+    # A worker that has only just taken a job may not have come to its lock yet.
+    newest_ms_left = (claim_s - DUE_AFTER_S) * 1000
+    claimed = [
+        post_id for post_id in due if (left := known[post_id].running_ms_left) is not None and left < newest_ms_left
+    ]
+    if claimed and (orphaned := await posts.unlocked(claimed)):
+        await jobs.release_seals(redis, orphaned)
+        logger.info("took posts from workers that are gone", extra={"posts": len(orphaned)})
+
+
+async def announce_late(redis: ArqRedis) -> None:
+    for _ in range(0, MAX_EVENTS, EVENTS_AT_ONCE):
+        late = await events.unpublished(DUE_AFTER_S, EVENTS_AT_ONCE)
+        published = await publish_each(redis, late)
+        await events.published([event.id for event in published])
+        if len(late) < EVENTS_AT_ONCE or not published:
+            return
+
+
+async def publish_each(redis: ArqRedis, late: list[Event]) -> list[Event]:
+    """Those that could be published. One that Redis refuses keeps back no other; raises if Redis is away."""
+    try:
+        await channels.publish_many(redis, late)
+    except ResponseError:
+        return [event for event in late if await publish_one(redis, event)]
+    return late
+
+
+async def publish_one(redis: ArqRedis, event: Event) -> bool:
+    try:
+        await channels.publish_many(redis, [event])
+    except UNAVAILABLE as error:
+        logger.warning("sweep: event %s not announced: %s", event.id, place(error))
+        return False
+    return True

@@ -1,0 +1,289 @@
+"""The worker process: arq's worker with what makes it quick to start a job and hard to kill.
+
+SIGTERM lets running jobs finish for COMPLETION_WAIT_S and then puts them back on the queue. A lost Redis or Postgres is
+waited for, however long it takes; only what a new start could mend ends the process, with a status other than 0.
+"""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import arq.worker
+import rich_click as click
+import uvloop
+from arq import cron, func
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix
+from arq.utils import timestamp_ms, to_unix_ms
+
+from server import database, jobs, logs
+from server.channels import UNAVAILABLE, Hub, Reconnected, within
+from server.sealing.drafts import worker_key_id
+from server.sealing.keys import encryption_pair
+from server.settings import Settings, SettingsError, load
+from server.up import attach
+from tasks.seal import seal_post
+from tasks.sweep import EVERY_S, TIMEOUT_S, sweep
+
+logger = logging.getLogger(__name__)
+
+# The wake-up makes a job start at once. The poll finds what was put off, what a lost wake-up would have told, and the
+# time of the next sweep.
+POLL_DELAY_S = 0.5
+MAX_BACKOFF_S = 2.0
+
+# A group of the largest size is sealed in some twenty seconds.
+SEAL_TIMEOUT_S = 300
+# What may pass is tried for as long as it takes, so the count of tries must never be the end of it.
+NO_LIMIT = 2**31
+
+# Together below the ten seconds that `up`, Docker and systemd's impatient users leave a process to stop.
+COMPLETION_WAIT_S = 5
+CANCEL_WAIT_S = 2.0
+GOODBYE_S = 1.0
+
+ANSWER_TIMEOUT_S = 5.0
+
+
+class Worker(arq.worker.Worker):
+    """What arq's worker lacks:
+
+    * It is woken when a job is enqueued and when one of its own ends, where arq sleeps until its next poll.
+    * It outlives a lost Redis, of any length. arq ends, or hangs on SIGTERM where many retries are set.
+    * It claims a job in one round trip, without looking at each job that is running, and loses no slot if Redis goes
+      in the middle of that.
+    * A cron job that is due goes before all that is queued, once for all workers, and not once for each time missed.
+    """
+
+    def __init__(self, redis: ArqRedis, **options: Any) -> None:
+        super().__init__(redis_pool=redis, queue_name=redis.default_queue_name, **options)
+        self._woken = asyncio.Event()
+        self._lost_redis = False
+
+    def put(self, _: str | Reconnected) -> None:
+        """Receiver of the channel that tells of new jobs. Whatever comes, even a reconnection, is a reason to look."""
+        self._woken.set()
+
+    async def main(self) -> None:
+        if self.burst:
+            await super().main()
+            return
+        self.ctx["redis"] = self.pool
+        backoff_s = 0.05
+        while True:
+            self._woken.clear()
+            try:
+                await self._poll_iteration()
+            except UNAVAILABLE as error:
+                self._note_redis(error)
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+            else:
+                self._note_redis(None)
+                backoff_s = 0.05
+                await within(self.poll_delay_s, self._woken.wait())
+
+    def _note_redis(self, error: Exception | None) -> None:
+        if error and not self._lost_redis:
+            logger.warning("Redis is away (%s), waiting for it", type(error).__name__)
+        elif self._lost_redis and not error:
+            logger.info("Redis is back")
+        self._lost_redis = error is not None
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        names = [name for name in map(bytes.decode, job_ids) if not self._has_in_hand(name)]
+        if not names:
+            return
+        claims = await self.pool.mget([in_progress_key_prefix + name for name in names])
+        for name, claim in zip(names, claims, strict=True):
+            if self.job_counter >= self.max_jobs:
+                return
+            if claim is None:
+                await self._claim(name)
+
+    def _has_in_hand(self, job_id: str) -> bool:
+        return job_id in self.tasks and not self.tasks[job_id].done()
+
+    async def _claim(self, job_id: str) -> None:
+        """Start the job unless another worker was quicker. A claim whose answer is lost is released by the sweep."""
+        claim_key = in_progress_key_prefix + job_id
+        async with self.pool.pipeline(transaction=True) as pipeline:
+            pipeline.set(claim_key, b"1", nx=True, px=int(self.in_progress_timeout_s * 1000))
+            pipeline.zscore(self.queue_name, job_id)
+            claimed, score = await pipeline.execute()
+        if not claimed:
+            return
+        if score is None or score > timestamp_ms():
+            # Done, or put off, by another worker since the queue was read.
+            await self.pool.delete(claim_key)
+            return
+        task = self.loop.create_task(self.run_job(job_id, int(score)))
+        self.tasks[job_id] = task
+        self.job_counter += 1
+        task.add_done_callback(self._end_job)
+
+    def _end_job(self, _: asyncio.Task[None]) -> None:
+        self.job_counter -= 1
+        self._woken.set()
+
+    async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:  # noqa: ARG002 - arq's signature
+        for job in self.cron_jobs if self.allow_pick_jobs else []:
+            if job.next_run is None and not job.run_at_startup:
+                job.calculate_next(n)
+            elif job.next_run is None or job.next_run <= n:
+                await jobs.enqueue_tick(self.pool, job.name, to_unix_ms(job.next_run or n))
+                job.calculate_next(n)
+
+    @property
+    def is_stopping(self) -> bool:
+        return not self.allow_pick_jobs
+
+    async def release(self) -> None:
+        """Put what is still running back on the queue; within a few seconds, whether Redis is there or not."""
+        running = [task for task in self.tasks.values() if not task.done()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=CANCEL_WAIT_S)
+        with suppress(*UNAVAILABLE):
+            async with asyncio.timeout(GOODBYE_S):
+                await self.pool.delete(self.health_check_key)
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings, redis: ArqRedis, **options: Any) -> AsyncIterator[Worker]:
+    """A worker on the queue of `redis`, ready to run. Needs the open pool of `server.database`; `options` are arq's."""
+    worker_id = uuid.uuid4().hex
+    thread_count = settings.worker_threads or core_count()
+    threads = ThreadPoolExecutor(thread_count, thread_name_prefix="seal")
+    worker = Worker(
+        redis,
+        functions=[func(seal_post, name=jobs.SEAL_POST, timeout=SEAL_TIMEOUT_S, max_tries=NO_LIMIT)],
+        cron_jobs=[
+            cron(sweep, name=jobs.SWEEP, second=set(range(0, 60, EVERY_S)), run_at_startup=True, timeout=TIMEOUT_S)
+        ],
+        max_jobs=settings.worker_jobs,
+        # A result would keep arq from taking the same post again once it was requeued.
+        keep_result=0,
+        poll_delay=POLL_DELAY_S,
+        health_check_key=f"{redis.default_queue_name}:health-check:{worker_id}",
+        health_check_interval=60,
+        job_completion_wait=COMPLETION_WAIT_S,
+        job_serializer=jobs.serialize,
+        job_deserializer=jobs.deserialize,
+        **options,
+    )
+    worker.ctx |= {
+        "worker_private_keys": settings.worker_private_keys,
+        "threads": threads,
+        "thread_count": thread_count,
+        "sweeping": asyncio.Lock(),
+        "claim_s": worker.in_progress_timeout_s,
+    }
+    try:
+        async with Hub(redis) as hub, beating(redis, describe(worker_id, settings, redis.default_queue_name)):
+            await hub.join(worker, [jobs.wake_channel(redis.default_queue_name)])
+            yield worker
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def core_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(worker_id: str, settings: Settings, queue_name: str) -> jobs.LiveWorker:
+    return jobs.LiveWorker(
+        id=worker_id,
+        queue_name=queue_name,
+        hostname=socket.gethostname(),
+        pid=os.getpid(),
+        version=version(),
+        started=datetime.now(UTC),
+        worker_key_ids=tuple(key_ids(settings.worker_private_keys)),
+    )
+
+
+def version() -> str:
+    try:
+        return metadata.version("secureblogs")
+    except metadata.PackageNotFoundError:  # run from its source
+        return "0"
+
+
+def key_ids(worker_private_keys: Sequence[bytes]) -> list[str]:
+    return [worker_key_id(encryption_pair(private).public).hex() for private in worker_private_keys]
+
+
+@asynccontextmanager
+async def beating(redis: ArqRedis, worker: jobs.LiveWorker) -> AsyncIterator[None]:
+    heart = asyncio.create_task(beat(redis, worker), name="heartbeat")
+    try:
+        yield
+    finally:
+        heart.cancel()
+        await asyncio.gather(heart, return_exceptions=True)
+        with suppress(*UNAVAILABLE):
+            async with asyncio.timeout(GOODBYE_S):
+                await jobs.say_goodbye(redis, worker)
+
+
+async def beat(redis: ArqRedis, worker: jobs.LiveWorker) -> None:
+    while True:
+        # The worker itself says when Redis is away.
+        with suppress(*UNAVAILABLE):
+            await jobs.say_alive(redis, worker)
+        await asyncio.sleep(jobs.HEARTBEAT_EVERY_S)
+
+
+async def run(settings: Settings, queue_name: str = jobs.QUEUE_NAME) -> None:
+    """Work until SIGTERM or SIGINT. Raises one of database.UNAVAILABLE if Postgres is away at the start."""
+    redis = await jobs.create_pool(
+        str(settings.redis_url),
+        queue_name=queue_name,
+        answer_timeout_s=ANSWER_TIMEOUT_S,
+        max_connections=2 * settings.worker_jobs + 8,
+    )
+    try:
+        async with (
+            database.open_pool(str(settings.database_url), settings.database_pool_size),
+            open_worker(settings, redis) as worker,
+        ):
+            logger.info("worker started", extra={"queue": queue_name, "jobs": settings.worker_jobs})
+            try:
+                await worker.async_run()
+            except asyncio.CancelledError:
+                if not worker.is_stopping:
+                    raise
+            finally:
+                await worker.release()
+            logger.info("worker stopped", extra={"done": worker.jobs_complete})
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+@click.command("worker", context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Seal what is pending, and sweep up.
+
+    Start as many as you like, on one Postgres and Redis; each seals on all cores.
+    """
+    settings = attach(load(os.environ))
+    if not settings.worker_private_keys:
+        raise SettingsError("WORKER_PRIVATE_KEYS: not set; `secureblogs secrets FOLDER` makes one")
+    logs.configure(settings.log_level)
+    # At info arq writes two lines for each job and each sweep, and its errors are what it can't handle.
+    logging.getLogger("arq").setLevel(max(logging.WARNING, logging.getLogger().level))
+    try:
+        uvloop.run(run(settings))
+    except database.UNAVAILABLE as error:
+        sys.exit(f"secureblogs: Postgres does not answer ({error}); `secureblogs doctor` looks into it")

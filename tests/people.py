@@ -1,0 +1,144 @@
+"""Users of a running server, for tests: they sign up, enrol keys, found groups, post and read over real HTTP."""
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+from uuid import UUID
+
+import httpx
+
+from server.sealing import keys as sealing_keys
+from server.sealing import posts as sealing_posts
+from server.sealing.encoding import decode_base64, encode_base64
+
+PASSWORD = "correct horse battery staple"
+
+
+class Device:
+    """A pair of key pairs, and the key that the server made of their public halves."""
+
+    def __init__(self, user_id: UUID) -> None:
+        self.user_id = user_id
+        self.encryption = sealing_keys.new_encryption_pair()
+        self.signing = sealing_keys.new_signing_pair()
+        self.key: dict[str, Any] = {}
+
+    def body(self, label: str = "laptop") -> dict[str, str]:
+        proof = sealing_keys.prove(self.user_id, self.encryption.public, self.signing.private)
+        return {
+            "public_key": encode_base64(self.encryption.public),
+            "verify_key": encode_base64(self.signing.public),
+            "proof": encode_base64(proof),
+            "label": label,
+        }
+
+    @property
+    def id(self) -> str:
+        return str(self.key["id"])
+
+
+class Person:
+    """A signed-up user with an HTTP client of its own; calls return the answer, whatever its status."""
+
+    def __init__(self, client: httpx.AsyncClient, user: dict[str, Any]) -> None:
+        self.client = client
+        self.user = user
+        self.id = UUID(user["id"])
+        self.token: str = user["token"]["token"]
+        self.devices: list[Device] = []
+        client.headers["Authorization"] = f"Bearer {self.token}"
+
+    async def get(self, path: str, **options: Any) -> httpx.Response:
+        return await self.client.get(path, **options)
+
+    async def post(self, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        return await self.client.post(path, json=body, **options) if body is not None else await self.client.post(path)
+
+    async def patch(self, path: str, body: Any) -> httpx.Response:
+        return await self.client.patch(path, json=body)
+
+    async def delete(self, path: str) -> httpx.Response:
+        return await self.client.delete(path)
+
+    async def enrol(self, label: str = "laptop") -> Device:
+        device = Device(self.id)
+        device.key = good(await self.post("/keys", device.body(label)), 201)
+        self.devices.append(device)
+        return device
+
+    async def found_group(self, *members: Self, name: str = "friends") -> str:
+        group = good(await self.post("/groups", {"name": name}), 201)
+        for member in members:
+            await self.add(str(group["id"]), member)
+        return str(group["id"])
+
+    async def add(self, group_id: str, member: Self, role: str = "member") -> None:
+        good(await self.post(f"/groups/{group_id}/members", {"user_id": str(member.id), "role": role}), 201)
+
+    async def publish(self, group_id: str, title: str = "A title", content: str = "Some text") -> dict[str, Any]:
+        """A post, once it is sealed."""
+        body = {"group_id": group_id, "title": title, "content": content}
+        post = good(await self.post("/posts", body), 201)
+        return await self.wait_until_sealed(post["id"])
+
+    async def wait_until_sealed(self, post_id: str, within_s: float = 20) -> dict[str, Any]:
+        async with asyncio.timeout(within_s):
+            while (post := good(await self.get(f"/posts/{post_id}")))["status"] == "pending":
+                await asyncio.sleep(0.02)
+        assert post["status"] == "sealed", post
+        return post
+
+    def post_key(self, post: dict[str, Any]) -> bytes:
+        private = {device.id: device.encryption.private for device in self.devices}
+        sealed = post["sealed_keys"][0]
+        return sealing_posts.open_key(decode_base64(sealed["sealed_key"]), private[sealed["public_key_id"]])
+
+    def open(self, post: dict[str, Any]) -> tuple[str, str]:
+        """Title and text of a server-sealed post, every check made."""
+        ids = sealing_posts.PostIds(UUID(post["id"]), UUID(post["group_id"]), UUID(post["author_id"]))
+        sealed = {name: decode_base64(post[name]) for name in ("heading", "content", "content_hash", "commitment")}
+        title, document = sealing_posts.open_post(
+            ids, self.post_key(post), **sealed, signature=None, verify_key=None, sealed_by=post["sealed_by"]
+        )
+        return title, document.content
+
+    def reseal(self, post: dict[str, Any], request: dict[str, Any]) -> dict[str, str]:
+        """The body that approves `request` for `post`."""
+        sealed = sealing_posts.seal_key(self.post_key(post), decode_base64(request["public_key"]))
+        return {"sealed_key": encode_base64(sealed)}
+
+
+def good(answer: httpx.Response, status: int = 200) -> Any:
+    """What was answered, if with this status."""
+    assert answer.status_code == status, f"{answer.status_code} {answer.text}"
+    return answer.json()
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    """Status and `code` of a problem, the shape of which is checked on the way."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    problem = answer.json()
+    assert {"type", "title", "status", "detail", "code"} <= problem.keys()
+    assert problem["status"] == answer.status_code
+    return answer.status_code, problem["code"]
+
+
+def new_email() -> str:
+    return f"{secrets.token_hex(8)}@example.org"
+
+
+@asynccontextmanager
+async def person(server: str, name: str = "Alice", *, keys: int = 1) -> AsyncIterator[Person]:
+    async with httpx.AsyncClient(base_url=server, timeout=30) as client:
+        body = {"name": name, "email": new_email(), "password": PASSWORD}
+        someone = Person(client, good(await client.post("/sign-up", json=body), 201))
+        for _ in range(keys):
+            await someone.enrol()
+        yield someone
+
+
+def random_id() -> str:
+    return str(uuid.uuid4())
