@@ -12,7 +12,7 @@ from litestar.types import Message, Scope
 from server import auth, bodies, database, jobs, openapi, problems
 from server import settings as settings_module
 from server.channels import Hub
-from server.controllers import accounts, groups, keys, operations, posts, requests, sockets
+from server.controllers import accounts, groups, keys, operations, posts, requests, sealed_posts, sockets
 from server.limits import Limiter
 from server.settings import Settings, SettingsError
 from server.sockets import Sockets
@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
                     *keys.AUTHENTICATED,
                     *groups.AUTHENTICATED,
                     *posts.AUTHENTICATED,
+                    *sealed_posts.AUTHENTICATED,
                     *requests.AUTHENTICATED,
                 ],
             ),

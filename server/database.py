@@ -9,13 +9,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 
 # Any fixed number: it only has to be the same in every process that migrates.
 MIGRATION_LOCK = 0x5EC0_B106
+
+CLOSE_WITHIN_S = 5
 
 # What a query raises while Postgres is away, starting, or ending its connections.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
@@ -40,10 +42,10 @@ class Transaction(PostgresTransaction):
     """
 
     async def __aenter__(self) -> "Transaction":
-        self.connection = await self.get_connection()
+        self.connection = await self.get_connection()  # type: ignore[no-untyped-call]  # Piccolo's
         try:
             self.transaction = self.connection.transaction()
-            await self.begin()
+            await self.begin()  # type: ignore[no-untyped-call]  # Piccolo's
         except BaseException:
             await self._let_go()
             raise
@@ -52,13 +54,13 @@ class Transaction(PostgresTransaction):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> Literal[False]:
         try:
             if error is None:
-                await self.commit()
+                await self.commit()  # type: ignore[no-untyped-call]  # Piccolo's
             else:
                 with suppress(*UNAVAILABLE):
-                    await self.rollback()
+                    await self.rollback()  # type: ignore[no-untyped-call]  # Piccolo's
         finally:
             self.engine.current_transaction.reset(self.context)
             await self._let_go()
@@ -107,10 +109,15 @@ async def open_pool(database_url: str, size: int) -> AsyncIterator[None]:
         yield
     finally:
         pool, ENGINE.pool = ENGINE.pool, None
-        try:
-            await asyncio.wait_for(pool.close(), 5)
-        except TimeoutError:
-            pool.terminate()
+        if pool:
+            await _close(pool)
+
+
+async def _close(pool: asyncpg.Pool) -> None:
+    try:
+        await asyncio.wait_for(pool.close(), CLOSE_WITHIN_S)
+    except TimeoutError:
+        pool.terminate()
 
 
 def transaction() -> Transaction:

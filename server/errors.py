@@ -185,6 +185,13 @@ class NoRecipients(Conflict):
     detail = "No member of the group has an active key: nobody could read this."
 
 
+class RecipientsChanged(Conflict):
+    """`missing` are whole keys, as rows; `unknown` are ids."""
+
+    code = "recipients_changed"
+    detail = "The keys named are not exactly the group's active ones; seal to what is missing and try again."
+
+
 class InvalidField(NamedTuple):
     pointer: str
     """JSON pointer into the body, or `?name` for a query parameter."""
@@ -209,6 +216,11 @@ class InvalidKey(Invalid):
 class BadProof(Invalid):
     code = "bad_proof"
     detail = "The proof or the endorsement does not verify."
+
+
+class BadSignature(Invalid):
+    code = "bad_signature"
+    detail = "The signature does not verify."
 
 
 class RateLimited(DomainError):

@@ -83,7 +83,7 @@ async def check_member(caller_id: UUID, group_id: UUID) -> None:
         raise GroupNotFound
 
 
-async def _lock_group(caller_id: UUID, group_id: UUID) -> None:
+async def lock_group(caller_id: UUID, group_id: UUID) -> None:
     """The group FOR SHARE, then the caller's membership in a new statement. Raises GroupNotFound."""
     await check_member(caller_id, group_id)
     await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
@@ -110,7 +110,7 @@ async def publish(
     ids = sealing_posts.PostIds(post_id or uuid_utils.compat.uuid7(), group_id, author_id)
     draft = drafts.seal_draft(ids, title, content, list(attachment_ids), worker_public_key)
     async with database.transaction():
-        await _lock_group(author_id, group_id)
+        await lock_group(author_id, group_id)
         if attachment_ids:
             raise AttachmentNotFound
         new = await database.fetchval(
@@ -120,14 +120,19 @@ async def publish(
             *(ids.post, group_id, author_id, draft, mac),
         )
         if new is None:
-            same = await database.fetchval(
-                "SELECT request_mac = $2 FROM posts WHERE id = $1 AND author = $3", ids.post, mac, author_id
-            )
-            if not same:
+            if not await is_repeated(ids, mac):
                 raise IdTaken
         elif not await _has_recipients(group_id):
             raise NoRecipients
         return await read(author_id, ids.post), new is not None
+
+
+async def is_repeated(ids: sealing_posts.PostIds, mac: bytes) -> bool:
+    """Whether the author's post of this id came of the very same request."""
+    same = await database.fetchval(
+        "SELECT request_mac = $2 FROM posts WHERE id = $1 AND author = $3", ids.post, mac, ids.author
+    )
+    return bool(same)
 
 
 async def _has_recipients(group_id: UUID) -> bool:
@@ -323,7 +328,7 @@ async def seal(post_id: UUID, worker_private_keys: Sequence[bytes], seal_many: S
         if not any(sealed.values()):
             return await _fail(ids, "no_recipients")
         await _store(sealing_posts.seal_post(ids, draft.title, draft.content, [], post_key), ids, sealed)
-        return await events.record(_sealed(ids))
+        return await events.record(sealed_event(ids))
 
 
 def _lock_number(post_id: UUID) -> int:
@@ -368,14 +373,19 @@ async def _store(post: sealing_posts.SealedPost, ids: sealing_posts.PostIds, sea
         *(ids.post, post.heading, post.content, post.content_hash, post.commitment),
     )
     usable = {key_id: sealed_key for key_id, sealed_key in sealed.items() if sealed_key is not None}
+    await insert_keys(ids.post, usable)
+
+
+async def insert_keys(post_id: UUID, sealed_keys: dict[UUID, bytes]) -> None:
+    """The keys that a sealing makes, by the ids of the public keys that they are sealed to."""
     await database.execute(
         "INSERT INTO post_keys (post, public_key, encrypted_key)"
         " SELECT $1, k.id, k.sealed FROM unnest($2::uuid[], $3::bytea[]) AS k (id, sealed)",
-        *(ids.post, list(usable), list(usable.values())),
+        *(post_id, list(sealed_keys), list(sealed_keys.values())),
     )
 
 
-def _sealed(ids: sealing_posts.PostIds) -> Event:
+def sealed_event(ids: sealing_posts.PostIds) -> Event:
     return events.event("post.sealed", [events.group_channel(ids.group)], ids.post, **_frame_fields(*ids))
 
 
