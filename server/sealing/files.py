@@ -216,10 +216,10 @@ class FileOpener:
         if pulled is None:
             raise CannotOpenFile
         plaintext, tag = pulled
-        # Tags PUSH and REKEY are authentic too, and not of this format. MESSAGE stands on full chunks alone.
+        # PUSH and REKEY can be authentic too, and are not of this format.
         if tag == crypto_secretstream_xchacha20poly1305_TAG_FINAL:
             self._final = True
-        elif tag != crypto_secretstream_xchacha20poly1305_TAG_MESSAGE or length != SEALED_CHUNK_BYTES:
+        elif tag != crypto_secretstream_xchacha20poly1305_TAG_MESSAGE:
             raise CannotOpenFile
         del self._waiting[:length]
         self._index += 1

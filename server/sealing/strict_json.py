@@ -19,8 +19,8 @@ MAX_NESTING = 64
 MAX_INTEGER = 2**53 - 1
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_NUL_ESCAPE = b"\\u0000"
-_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+_SUSPICIOUS_ESCAPE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+_CONTAINERS = frozenset({dict, list})
 
 
 def loads(raw: bytes, *, allow_nul: bool = False, digits_alone: bool = False) -> Any:
@@ -36,7 +36,7 @@ def loads(raw: bytes, *, allow_nul: bool = False, digits_alone: bool = False) ->
     value = _decode(raw, _DIGITS_ALONE if digits_alone else _ANY_NUMBER)
     if raw.count(b"[") + raw.count(b"{") > MAX_NESTING:
         _check_nesting(value)
-    if (_NUL_ESCAPE in raw and not allow_nul) or _SURROGATE_ESCAPE.search(raw):
+    if _SUSPICIOUS_ESCAPE.search(raw):
         _check_strings(value, allow_nul)
     return value
 
@@ -60,31 +60,41 @@ def _decode(raw: bytes, decoder: json.JSONDecoder) -> Any:
 
 
 def _check_nesting(value: Any) -> None:
-    level = [value] if isinstance(value, dict | list) else []
-    for _ in range(MAX_NESTING):
-        level = [item for container in level for item in _items(container) if isinstance(item, dict | list)]
+    level: list[Any] = [[value]]
+    for _ in range(MAX_NESTING + 1):
+        level = [item for container in level for item in _items(container) if type(item) in _CONTAINERS]
         if not level:
             return
     raise MalformedJSON(f"nested deeper than {MAX_NESTING}")
 
 
 def _check_strings(value: Any, allow_nul: bool) -> None:
-    waiting = [value]
+    waiting: list[Any] = [[value]]
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            _check_string(item, allow_nul)
-        elif isinstance(item, dict | list):
-            waiting.extend(_items(item))
-            if isinstance(item, dict):
-                waiting.extend(item)
+        container = waiting.pop()
+        for item in _items(container):
+            if isinstance(item, str):
+                _check_string(item, allow_nul)
+            elif type(item) in _CONTAINERS:
+                waiting.append(item)
+        if isinstance(container, dict):
+            for name in container:
+                _check_string(name, allow_nul)
 
 
 def _check_string(text: str, allow_nul: bool) -> None:
     if not allow_nul and "\0" in text:
         raise MalformedJSON("NUL in a string")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not _has_utf8(text):
         raise MalformedJSON("a lone surrogate in a string")
+
+
+def _has_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _items(container: dict[str, Any] | list[Any]) -> Any:

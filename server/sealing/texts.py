@@ -8,7 +8,7 @@ What a reader refuses is refused before it is sealed: each text is read again by
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -16,7 +16,7 @@ import msgspec
 from server.sealing.digests import HASH_BYTES
 from server.sealing.encoding import decode_base64, encode_base64
 from server.sealing.errors import MalformedJSON, MalformedText, NotCanonical
-from server.sealing.strict_json import MAX_INTEGER, loads
+from server.sealing.strict_json import loads
 
 BLOCK_BYTES = 256
 FILE_KEY_BYTES = 32
@@ -68,7 +68,7 @@ class _HeadingText(_Strict):
 class _FileText(_Strict):
     name: str
     media_type: str
-    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
+    size: int
     key: str
     hash: str
 
@@ -77,7 +77,7 @@ class _AttachmentText(_Strict):
     id: str
     name: str
     media_type: str
-    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_INTEGER)]
+    size: int
     key: str
     hash: str
 

@@ -1,7 +1,7 @@
 from hashlib import blake2b, sha256
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.sealing import digests
@@ -28,5 +28,6 @@ def test_a_mac_has_a_key(length: int) -> None:
 
 
 @given(st.text())
+@example("\ud800")
 def test_any_token_has_a_hash(token: str) -> None:
     assert digests.token_hash(token) == sha256(token.encode("utf-8", "surrogatepass")).digest()

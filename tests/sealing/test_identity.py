@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.sealing import argon2id, identity
@@ -39,6 +39,7 @@ def test_an_identity_costs_moderate() -> None:
 
 @settings(deadline=None)
 @given(st.binary(max_size=100), st.text())
+@example(b"private", "\ud800")
 def test_what_was_wrapped_comes_back(plaintext: bytes, passphrase: str) -> None:
     assert unwrap_identity(wrap_identity(plaintext, passphrase, CHEAPEST), passphrase) == plaintext
 

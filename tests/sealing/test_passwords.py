@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.sealing.argon2id import CHEAPEST
@@ -36,6 +36,7 @@ def test_a_broken_hash_is_of_no_password(hashed: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(), st.text())
+@example("\ud800", "\ud801")
 def test_any_password(password: str, other: str) -> None:
     hashed = hash_password(password, CHEAPEST)
     assert hashed.isascii()
@@ -44,5 +45,6 @@ def test_any_password(password: str, other: str) -> None:
 
 
 @given(st.text())
+@example("\ud800")
 def test_any_text_is_refused_as_a_hash(hashed: str) -> None:
     assert not check_password(hashed, "correct horse")
