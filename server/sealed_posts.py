@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from server import database, events, groups, posts
+from server import database, events, groups, posts, requests
 from server.errors import (
     AttachmentNotFound,
     BadSignature,
@@ -54,6 +54,7 @@ async def publish(author_id: UUID, post: SealedPost, mac_key: bytes) -> tuple[as
     ids = sealing_posts.PostIds(post.id, post.group_id, author_id)
     async with database.transaction():
         await posts.lock_group(author_id, post.group_id)
+        await requests.keep_post(post.id)
         if await posts.is_repeated(ids, mac):
             return await posts.read(author_id, post.id), False, []
         check_sizes(post)
@@ -61,7 +62,10 @@ async def publish(author_id: UUID, post: SealedPost, mac_key: bytes) -> tuple[as
         if post.attachment_ids:
             raise AttachmentNotFound
         if not await insert(ids, post, mac):
-            raise IdTaken
+            if not await posts.is_repeated(ids, mac):
+                raise IdTaken
+            # The same request, at the same time, was a little quicker.
+            return await posts.read(author_id, post.id), False, []
         await check_recipients(post)
         await posts.insert_keys(post.id, {key.public_key_id: key.sealed_key for key in post.sealed_keys})
         announced = await events.record(posts.sealed_event(ids))
