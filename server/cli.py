@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import io
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+NO_ANSWER = "Postgres does not answer ({}); `secureblogs doctor` looks into it"
+
 # Where each verb of other rooms is, and what its help begins with.
 ELSEWHERE = {
     "worker": ("tasks.worker:command", "Seal what is pending, and sweep up."),
@@ -37,7 +40,10 @@ ELSEWHERE = {
     "ask": ("client.cli:ask", "Ask to read POST, which was made before you joined."),
     "requests": ("client.cli:requests", "See and decide who asks to read."),
     "tail": ("client.cli:tail", "Follow what happens: who asks, what is decided, new posts."),
-    "demo": ("client.cli:demo", "Play the whole story against a running server, and check each step."),
+    "demo": (
+        "client.cli:demo",
+        "Play the whole story against a running server, with three new accounts, and check each step.",
+    ),
 }
 PANELS = {
     "Server": ["up", "api", "migrate", "doctor", "admin", "requeue", "secrets"],
@@ -131,7 +137,10 @@ def api(host: str | None, port: int | None) -> None:
     from server.up import check_port
 
     settings = load_settings(attached=True)
-    settings = msgspec.structs.replace(settings, host=host or settings.host, port=port or settings.port)
+    # It must not be able to open drafts, even if the environment is shared with a worker.
+    settings = msgspec.structs.replace(
+        settings, host=host or settings.host, port=port or settings.port, worker_private_keys=()
+    )
     logs.configure(settings.log_level)
     server = make_server(settings)
     check_port(settings.host, settings.port)
@@ -144,11 +153,20 @@ def api(host: str | None, port: int | None) -> None:
 @cli.command()
 def migrate() -> None:
     """Bring the database's tables up to date. Several at once do no harm."""
-    from server import database, logs
+    from server import database
 
     settings = load_settings(attached=True)
-    logs.configure(settings.log_level)
-    asyncio.run(database.migrate(settings.database_url or ""))
+    said = io.StringIO()
+    try:
+        # Piccolo tells of each step in a way of its own; it is of interest only when one fails.
+        with contextlib.redirect_stdout(said):
+            asyncio.run(database.migrate(settings.database_url or ""))
+    except database.UNAVAILABLE as error:
+        sys.exit(f"secureblogs: {NO_ANSWER.format(error)}")
+    except BaseException:
+        click.echo(said.getvalue(), err=True)
+        raise
+    click.echo("secureblogs: the database is up to date")
 
 
 @cli.command()
@@ -193,8 +211,8 @@ def requeue(post_ids: tuple[UUID, ...], failed: bool) -> None:
         click.echo(post_id)
     # Whoever sweeps puts them on the queue; there is nothing that could be lost in between.
     click.echo(f"{len(pending)} posts are pending again and will be sealed within seconds.", err=True)
-    if set(post_ids) - set(pending):
-        sys.exit("secureblogs: the others are unknown or have not failed")
+    if others := len(set(post_ids) - set(pending)):
+        sys.exit(f"secureblogs: {others} of them are unknown or have not failed")
 
 
 @cli.command()
@@ -227,7 +245,7 @@ async def with_database(act: Callable[[], Awaitable[Result]]) -> Result:
         async with database.open_pool(settings.database_url or "", 1):
             return await act()
     except database.UNAVAILABLE as error:
-        sys.exit(f"secureblogs: Postgres does not answer ({error}); `secureblogs doctor` looks into it")
+        sys.exit(f"secureblogs: {NO_ANSWER.format(error)}")
 
 
 def main() -> None:

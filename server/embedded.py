@@ -157,7 +157,8 @@ class Postgres(Engine):
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres@/secureblogs?host={self.run_folder}"
+        # With the port, which is part of the socket's name: else a client would take PGPORT's.
+        return f"postgresql://postgres@/secureblogs?host={self.run_folder}&port=5432"
 
     def command(self) -> list[str]:
         options = {

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_WITHIN_S = 10.0
+ORPHAN_STOP_WITHIN_S = 4.0
 STEADY_AFTER_S = 10.0
 MAX_PAUSE_S = 5.0
 TICK_S = 0.2
@@ -224,7 +225,8 @@ def follow_parent(reader: int) -> None:
     def watch() -> None:
         os.read(reader, 1)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(STOP_WITHIN_S)
+        # Less than the parent would have given: engines that are its children are going as well.
+        time.sleep(ORPHAN_STOP_WITHIN_S)
         os.killpg(0, signal.SIGKILL)
 
     # Not for the child's own children: one of them would keep its pipe open, and watch it for nobody.

@@ -6,6 +6,7 @@ the data folder, and secrets that are not given are made there, once.
 
 import base64
 import contextlib
+import errno
 import http.client
 import os
 import secrets
@@ -24,6 +25,8 @@ from server.sealing.keys import encryption_pair
 from server.settings import FIELDS, Settings, SettingsError, load, origin
 from server.supervisor import Program, Restartable, Signals, Stop, finish, keep, lifeline
 
+HERE = Path(__file__).parent
+PORT_WITHIN_S = 3.0
 SLOW_START_S = 20.0
 # Later the API is started again for as long as it takes; before its first answer something is wrong with the set-up.
 MAX_STARTS_UNANSWERED = 5
@@ -54,11 +57,15 @@ def up(settings: Settings, environ: Mapping[str, str], reload: bool = False) -> 
             migrate, api, worker = (Program(name, environ_for(name, complete, environ), reader) for name in NEEDS)
             if finish(migrate, signals):
                 raise UpError("the migrations failed; see above")
-            greeting, sources = Greeting(settings, api), Sources() if reload else None
+            greeting = Greeting(settings, api)
+            sources = Sources(HERE, HERE.parent / "tasks") if reload else None
 
             def each_round() -> bool:
                 greeting.tell()
-                return sources is not None and sources.changed()
+                changed = sources is not None and sources.changed()
+                if changed:
+                    print("secureblogs: the source has changed, API and worker start anew", flush=True)
+                return changed
 
             keep([api, worker], engines, signals, each_round)
 
@@ -69,8 +76,10 @@ def engines_for(settings: Settings) -> Iterator[tuple[Settings, list[Restartable
     if settings.database_url:
         yield settings, []
         return
-    print(f"secureblogs: starting Postgres and Valkey in {settings.data_dir}", flush=True)
+    if settings.worker_public_key and not settings.worker_private_keys:
+        raise SettingsError("WORKER_PRIVATE_KEYS: not set, but WORKER_PUBLIC_KEY is; set both or neither")
     with Engines(settings.data_dir) as engines:
+        print(f"secureblogs: Postgres and Valkey run, with their data in {settings.data_dir}", flush=True)
         settings = with_secrets(settings)
         yield with_addresses(settings, engines.database_url, engines.redis_url), list(engines.all)
 
@@ -95,16 +104,26 @@ def with_addresses(settings: Settings, database_url: str, redis_url: str) -> Set
 
 
 def check_port(host: str, port: int) -> None:
-    """UpError if nobody can listen there now."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As the API will: a connection that has just ended is no reason to refuse.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-    except OSError as error:
-        raise UpError(f"can't listen on {host} port {port}: {error.strerror}; set PORT or HOST to another") from error
+    """UpError if nobody can listen there, nor in a few seconds' time: an API that was killed may be just going."""
+    deadline = time.monotonic() + PORT_WITHIN_S
+    while True:
+        try:
+            probe_port(host, port)
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                told = f"can't listen on {host} port {port}: {error.strerror}; set PORT or HOST to another"
+                raise UpError(told) from error
+        time.sleep(0.1)
+
+
+def probe_port(host: str, port: int) -> None:
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # As the API will: a connection that has just ended is no reason to refuse.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        probe.listen()
 
 
 def check_secrets(settings: Settings) -> None:
@@ -119,13 +138,14 @@ def check_secrets(settings: Settings) -> None:
 def with_secrets(settings: Settings) -> Settings:
     """The settings with those secrets that were not given read from the data folder, and made there if need be."""
     folder = settings.data_dir / "secrets"
-    if settings.worker_public_key and not settings.worker_private_keys:
-        raise SettingsError("WORKER_PRIVATE_KEYS: not set, but WORKER_PUBLIC_KEY is; set both or neither")
-    private = settings.worker_private_keys or (kept_secret(folder / "worker_private_keys"),)
+    public, private = settings.worker_public_key, settings.worker_private_keys
+    if public is None:
+        private = private or (kept_secret(folder / "worker_private_keys"),)
+        public = encryption_pair(private[0]).public
     return msgspec.structs.replace(
         settings,
         worker_private_keys=private,
-        worker_public_key=settings.worker_public_key or encryption_pair(private[0]).public,
+        worker_public_key=public,
         request_mac_key=settings.request_mac_key or kept_secret(folder / "request_mac_key"),
     )
 
@@ -224,32 +244,28 @@ def not_ready(settings: Settings) -> str | None:
 def directions(settings: Settings) -> str:
     """Where to go next, as commands that can be pasted."""
     url = settings.public_url
-    command = "secureblogs" if shutil.which("secureblogs") else os.path.relpath(sys.argv[0])
+    installed = Path(sys.executable).with_name("secureblogs")
+    command = "secureblogs" if shutil.which("secureblogs") else os.path.relpath(installed)
     client = command if settings.port == DEFAULT_PORT else f"SECUREBLOGS_SERVER={url} {command}"
     lines = {"see the whole story": f"{client} demo", "begin your own": f"{client} sign-up", "the API": f"{url}/schema"}
-    if not settings.database_url:
-        lines["your data"] = str(settings.data_dir)
     shown = [f"  {what:<20} {how}" for what, how in lines.items()]
     return "\n".join([f"secureblogs: ready at {url}, Ctrl-C stops it", *shown])
 
 
 class Sources:
-    """Watches our own modules."""
+    """Watches the modules below some folders."""
 
-    def __init__(self) -> None:
+    def __init__(self, *folders: Path) -> None:
+        self.folders = folders
         self.seen = self.look()
 
     def look(self) -> dict[Path, int]:
-        root = Path(__file__).parent.parent
         found = {}
-        for path in (*root.glob("server/**/*.py"), *root.glob("tasks/**/*.py")):
+        for path in (path for folder in self.folders for path in folder.rglob("*.py")):
             with contextlib.suppress(FileNotFoundError):  # an editor may be just replacing it
                 found[path] = path.stat().st_mtime_ns
         return found
 
     def changed(self) -> bool:
         before, self.seen = self.seen, self.look()
-        if before == self.seen:
-            return False
-        print("secureblogs: the source has changed, starting API and worker anew", flush=True)
-        return True
+        return before != self.seen
