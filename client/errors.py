@@ -1,0 +1,192 @@
+"""Everything that can go wrong for a client, in one small tree under `ClientError`.
+
+Each error is one fact, and its text is one line that a person can read. Text that came from a server is kept as it
+came: whoever prints it to a terminal cleans it first (`client.terminal`).
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+
+class ClientError(Exception):
+    """The root: all that this package raises on purpose."""
+
+
+class BadAddress(ClientError):
+    """The server's address is no http or https URL."""
+
+
+class BadText(ClientError):
+    """A text can't be sent: it is no valid Unicode."""
+
+
+class NetworkError(ClientError):
+    """The server was not reached, or the connection broke before its answer was whole."""
+
+
+class BadAnswer(ClientError):
+    """Something answered, but not what the contract of the interface says."""
+
+
+class FieldProblem(msgspec.Struct, frozen=True):
+    """One wrong place in a request: a JSON pointer, and what is wrong there."""
+
+    pointer: str = ""
+    detail: str = ""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457 problem details as the server sends them; members that only some codes have are None elsewhere."""
+
+    status: int
+    code: str = ""
+    title: str = ""
+    detail: str = ""
+    errors: tuple[FieldProblem, ...] = ()
+    request_id: UUID | None = None
+    retry_at: datetime | None = None
+    missing: tuple[Any, ...] = ()
+    unknown: tuple[UUID, ...] = ()
+
+
+class Refused(ClientError):
+    """The server understood and said no: `problem.code` says why. `retry_after` is in seconds, if it was given."""
+
+    def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
+        self.problem = problem
+        self.retry_after = retry_after
+        super().__init__(describe(problem))
+
+    @property
+    def code(self) -> str:
+        return self.problem.code
+
+    @property
+    def status(self) -> int:
+        return self.problem.status
+
+
+class Unauthenticated(Refused):
+    """401: no credential, a wrong one, or one that has ended."""
+
+
+class Forbidden(Refused):
+    """403: this member, or this credential, lacks the right."""
+
+
+class NotFound(Refused):
+    """404: absent, or not the caller's to know."""
+
+
+class Conflict(Refused):
+    """409: it can't be done as things stand."""
+
+
+class Invalid(Refused):
+    """400, 413, 415 or 422: the request is wrong and will be wrong again."""
+
+
+class RateLimited(Refused):
+    """429: too many requests, or a quota is used up."""
+
+
+class Unavailable(Refused):
+    """5xx: the server, or what it needs, is away."""
+
+
+class SocketClosed(ClientError):
+    """The server closed the WebSocket with a code after which connecting again is no use."""
+
+    def __init__(self, code: int, meaning: str) -> None:
+        self.code = code
+        super().__init__(f"the server closed the connection: {meaning} ({code})")
+
+
+class CredentialEnded(SocketClosed):
+    """The WebSocket was closed because its credential is missing, wrong, or ended."""
+
+
+class NotLoggedIn(ClientError):
+    """A call needs a session, and there is none."""
+
+
+class NoCredential(ClientError):
+    """A password or passphrase is needed, and nobody is there to type it."""
+
+
+class StorageError(ClientError):
+    """A file of this program can't be read or written, or others may read it."""
+
+
+class IdentityError(ClientError):
+    """The private keys can't be had."""
+
+
+class NoIdentity(IdentityError):
+    """There is no identity file yet."""
+
+
+class WrongPassphrase(IdentityError):
+    """The passphrase does not open the identity file, or the file was changed."""
+
+
+class CannotOpen(ClientError):
+    """A post, or an answer about a key, can't be opened or does not verify. Nothing of it is to be believed."""
+
+
+class NotReadable(CannotOpen):
+    """The server holds no key of this post for the reader; `access` says why, in the words of the interface."""
+
+    def __init__(self, post_id: UUID, access: str, failure: str | None = None) -> None:
+        self.post_id = post_id
+        self.access = access
+        self.failure = failure
+        super().__init__(f"this post can't be read: {access}")
+
+
+class AlreadyDecided(ClientError):
+    """A read request is not pending any more."""
+
+
+class CannotGrant(CannotOpen):
+    """A read request is not to be approved as it stands."""
+
+
+class UntrustedKey(CannotOpen):
+    """A user shows a key that is neither pinned nor endorsed by a pinned one: a new device, or somebody else."""
+
+    def __init__(self, user_id: UUID, name: str, pinned: tuple[str, ...], new: str) -> None:
+        self.user_id = user_id
+        self.name = name
+        self.pinned = pinned
+        self.new = new
+        super().__init__("a key of this user is neither known here nor endorsed by a known one")
+
+
+_BY_STATUS: dict[int, type[Refused]] = {
+    400: Invalid,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    413: Invalid,
+    415: Invalid,
+    422: Invalid,
+    429: RateLimited,
+}
+
+
+def refusal(problem: Problem, retry_after: float | None = None) -> Refused:
+    """The error of the tree that fits a problem's status."""
+    kind = _BY_STATUS.get(problem.status, Unavailable if problem.status >= 500 else Refused)
+    return kind(problem, retry_after)
+
+
+def describe(problem: Problem) -> str:
+    """One line: what is wrong, and where."""
+    line = problem.detail or problem.title or f"the server answered {problem.status}"
+    places = [f"{field.pointer or '/'}: {field.detail}" for field in problem.errors]
+    return f"{line} ({'; '.join(places)})" if places else line

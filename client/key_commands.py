@@ -1,0 +1,167 @@
+"""key new, list, revoke, trust."""
+
+import socket
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+import rich_click as click
+
+from client import files, prompts
+from client.commands import connected, json_option, open_people, verb, yes_option
+from client.enrolling import new_key
+from client.errors import CannotOpen, NoCredential, UntrustedKey
+from client.identity import Identity, read_identity, write_identity
+from client.models import Key
+from client.people import People
+from client.pins import check_key, confirm, read_pins, save_pins
+from client.profile import Profile, Session
+from client.terminal import line, note, say, show_fields, show_json, show_record, warn, when
+
+
+@click.group()
+def key() -> None:
+    """Make, list, revoke and trust keys."""
+
+
+@key.command("new")
+@click.option("--label", default=socket.gethostname, show_default="this machine's name", help="What to call it.")
+@click.option("--no-passphrase", is_flag=True, help="Leave the private keys unwrapped by a passphrase.")
+@json_option
+@verb
+async def key_new(profile: Profile, label: str, no_passphrase: bool, as_json: bool) -> None:
+    """Make a key that posts are sealed to, and enrol its public half.
+
+    The private half stays in this machine's identity file, wrapped by a passphrase.
+    """
+    path = profile.identity_path
+    async with connected(profile) as (client, session):
+        with files.locked(path):
+            if path.exists():
+                passphrase = prompts.passphrase()
+                identity = read_identity(path, passphrase)
+            else:
+                passphrase = prompts.new_passphrase(may_be_empty=no_passphrase)
+                if not passphrase and not no_passphrase:
+                    raise NoCredential("an empty passphrase protects nothing: if that is meant, use --no-passphrase")
+                identity = Identity()
+            enrolled = await new_key(
+                client,
+                session.user_id,
+                label,
+                identity,
+                save=lambda changed: write_identity(path, passphrase, changed),
+                now=datetime.now(UTC),
+            )
+        fingerprint = check_key(enrolled.key)
+        profile.change_session(key_id=enrolled.key.id, fingerprint=fingerprint)
+    if as_json:
+        show_json(_key_as_json(enrolled.key))
+        return
+    if enrolled.was_waiting:
+        note("A key that was made earlier had not been enrolled yet: that is done now.")
+    show_fields(
+        [
+            ("key", enrolled.key.id),
+            ("label", enrolled.key.label),
+            ("fingerprint", fingerprint),
+            ("in", path),
+        ]
+    )
+    note("Keep a copy of that file and its passphrase: without them nothing that was sealed to this key can be read.")
+
+
+@key.command("list")
+@click.option("--user", "user_id", type=click.UUID, help="Another user's keys, and how far they are trusted.")
+@json_option
+@verb
+async def key_list(profile: Profile, user_id: UUID | None, as_json: bool) -> None:
+    """List your keys, or another user's."""
+    async with connected(profile) as (client, session):
+        if user_id is None or user_id == session.user_id:
+            shown = [(one, _own_state(one, session)) async for one in client.own_keys()]
+        else:
+            people = open_people(profile, client)
+            user = await people.user(user_id)
+            shown = [(one, await _trust_of(people, one)) for one in user.keys]
+    if as_json:
+        show_json([{**_key_as_json(one), "state": state} for one, state in shown])
+        return
+    for one, state in shown:
+        show_record([one.label, one.id, state, when(one.created_at), check_key(one)])
+    if not shown:
+        note("No keys yet: secureblogs key new")
+
+
+@key.command("revoke")
+@click.argument("key_id", type=click.UUID)
+@yes_option
+@verb
+async def key_revoke(profile: Profile, key_id: UUID, yes: bool) -> None:
+    """Revoke one of your keys, for ever. What only it could open must be asked for anew."""
+    async with connected(profile) as (client, session):
+        if not prompts.confirm("Nothing will be sealed or served to this key any more. Revoke it?", yes=yes):
+            return
+        await client.revoke_key(key_id)
+        if session.key_id == key_id:
+            profile.change_session(key_id=None, fingerprint=None)
+    say(f"Revoked {key_id}.")
+
+
+@key.command("trust")
+@click.argument("user_id", type=click.UUID)
+@yes_option
+@verb
+async def key_trust(profile: Profile, user_id: UUID, yes: bool) -> None:
+    """Confirm the fingerprints of another user's active keys, once you have compared them."""
+    async with connected(profile) as (client, _):
+        user = await client.user_keys(user_id)
+    pinned = read_pins(profile.pins_path).users.get(user_id, ())
+    confirmed = confirm(pinned, user)
+    active = [one for one in user.keys if one.revoked_at is None]
+    if not active:
+        raise CannotOpen("this user has no active key")
+    known = {pin.fingerprint: pin.trust.value for pin in pinned}
+    note(f"{line(user.name)} has these keys. Compare them by another way than this server, in person or by phone:")
+    for one in active:
+        fingerprint = check_key(one)
+        say(f"{fingerprint}  {known.get(fingerprint, 'new')}  {line(one.label)}")
+    if not prompts.confirm("Do they all match?", yes=yes):
+        note("Nothing was changed.")
+        return
+    save_pins(profile.pins_path, user_id, confirmed)
+    say(f"{line(user.name)}: {len(active)} verified.")
+
+
+async def show_fingerprints(people: People, user_id: UUID) -> None:
+    """What to compare with a user who was met, and how far it is trusted."""
+    user = await people.user(user_id)
+    active = [one for one in user.keys if one.revoked_at is None]
+    for one in active:
+        state = await _trust_of(people, one)
+        say(f"  {check_key(one)}  {state}")
+    if not active:
+        note(f"{line(user.name)} has no key yet: posts made before there is one must be asked for.")
+
+
+async def _trust_of(people: People, one: Key) -> str:
+    if one.revoked_at is not None:
+        return "revoked"
+    try:
+        return (await people.accepted_key(one.user_id, one.id)).trust.value
+    except UntrustedKey:
+        warn(f"this key is new and nobody vouches for it: compare it, then secureblogs key trust {one.user_id}")
+        return "not trusted"
+
+
+def _own_state(one: Key, session: Session) -> str:
+    is_here = one.id == session.key_id
+    if is_here and check_key(one) != session.fingerprint:
+        raise CannotOpen("the server shows another key than this machine enrolled")
+    if one.revoked_at is not None:
+        return "revoked"
+    return "active, this machine's" if is_here else "active"
+
+
+def _key_as_json(one: Key) -> dict[str, object]:
+    return {**msgspec.structs.asdict(one), "fingerprint": check_key(one)}

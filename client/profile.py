@@ -1,0 +1,107 @@
+"""A profile: one user's server and session, keys and pins, in files of that user alone.
+
+    <config>/secureblogs/<profile>/session.json     server, token, user; written at login
+    <data>/secureblogs/<profile>/identity           private keys, wrapped by a passphrase
+    <data>/secureblogs/<profile>/pins.json          fingerprints that were accepted
+
+The folders are those of the XDG specification (or what the system has in their place), of mode 0700, the files 0600.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+import platformdirs
+from msgspec import Struct
+
+from client import files
+from client.errors import ClientError, NotLoggedIn, StorageError
+from client.transport import parse_address
+
+DEFAULT_PROFILE = "default"
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Session(Struct, frozen=True, kw_only=True):
+    """Who is logged in where. Without a token it remembers the last user, for the next login.
+
+    `key_id` and `fingerprint` are those of this machine's key that was enrolled last: what its person tells others must
+    not be the server's word. `since` is where following the socket goes on.
+    """
+
+    server: str
+    user_id: UUID
+    email: str
+    name: str
+    v: Literal[1] = 1
+    token: str | None = None
+    token_expires: datetime | None = None
+    key_id: UUID | None = None
+    fingerprint: str | None = None
+    since: str | None = None
+
+    def __repr__(self) -> str:
+        # The token is as good as the password: not into tracebacks.
+        return f"Session(server={self.server!r}, user_id={self.user_id!s})"
+
+
+class Profile:
+    """The files of a profile. `server` is the address that was given for this call, or None."""
+
+    def __init__(self, name: str, config_folder: Path, data_folder: Path, server: str | None = None) -> None:
+        if not _NAME.fullmatch(name):
+            raise ClientError(f"{name!r} is no name of a profile: letters, digits, dot, dash and underscore")
+        self.name = name
+        self.session_path = config_folder / name / "session.json"
+        self.identity_path = data_folder / name / "identity"
+        self.pins_path = data_folder / name / "pins.json"
+        self._given_server = None if server is None else parse_address(server)
+
+    def session(self) -> Session | None:
+        content = files.read(self.session_path)
+        if content is None:
+            return None
+        try:
+            return msgspec.json.decode(content, type=Session)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise StorageError(f"{self.session_path} is damaged: remove it and log in again") from None
+
+    def save_session(self, session: Session) -> None:
+        files.write(self.session_path, msgspec.json.format(msgspec.json.encode(session), indent=2))
+
+    def change_session(self, **changes: object) -> None:
+        """Set single fields of the session as it is now: another process may have changed the others."""
+        with files.locked(self.session_path):
+            session = self.session()
+            if session is not None:
+                self.save_session(msgspec.structs.replace(session, **changes))
+
+    def server(self) -> str:
+        """The address to talk to: the given one, else the one logged in to, else this machine's."""
+        session = self.session()
+        return self._given_server or (session.server if session else DEFAULT_SERVER)
+
+    def live_session(self) -> Session:
+        """The session to use now; else NotLoggedIn. A token is never sent to another server than gave it."""
+        session = self.session()
+        if session is None or session.token is None:
+            raise NotLoggedIn("you are not logged in")
+        if self._given_server not in (None, session.server):
+            raise NotLoggedIn(f"this profile is logged in to {session.server}, not to {self._given_server}")
+        return session
+
+
+def open_profile(name: str | None, server: str | None, environ: Mapping[str, str]) -> Profile:
+    """The profile of the options or the environment. An empty variable counts as none."""
+    return Profile(
+        name or environ.get("SECUREBLOGS_PROFILE") or DEFAULT_PROFILE,
+        platformdirs.user_config_path("secureblogs", appauthor=False),
+        platformdirs.user_data_path("secureblogs", appauthor=False),
+        server or environ.get("SECUREBLOGS_SERVER") or None,
+    )

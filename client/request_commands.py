@@ -1,0 +1,152 @@
+"""ask, and requests list, approve, deny, withdraw."""
+
+from uuid import UUID
+
+import msgspec
+import rich_click as click
+
+from client import prompts
+from client.commands import connected, json_option, limit_option, take, unlock, verb, yes_option
+from client.errors import CannotGrant, CannotOpen
+from client.granting import Grant, fetch_pending, prepare_grant
+from client.models import ReadRequest
+from client.pins import Trust
+from client.post_commands import describe_seal
+from client.profile import Profile
+from client.terminal import line, note, say, show_fields, show_json, show_record, warn, when
+
+_STATUSES = ["pending", "approved", "denied", "cancelled", "returned", "all"]
+
+
+@click.command()
+@click.argument("post_id", metavar="POST", type=click.UUID)
+@click.option("--key", "key_id", type=click.UUID, help="Ask for this key. [default: this machine's]")
+@json_option
+@verb
+async def ask(profile: Profile, post_id: UUID, key_id: UUID | None, as_json: bool) -> None:
+    """Ask to read POST, which was made before you joined. Its author, or an owner of the group, decides."""
+    async with connected(profile) as (client, session):
+        made = await client.request_read(post_id, public_key_id=key_id or session.key_id)
+        is_ours = made.public_key_id == session.key_id
+        if is_ours and made.fingerprint != session.fingerprint:
+            await client.withdraw(made.id)
+            raise CannotOpen("the server took this for another key than this machine's: nothing is asked")
+        if session.since is None:
+            # The first `tail`, whenever it comes, is to tell what was decided.
+            profile.change_session(since=msgspec.to_builtins(made.created_at))
+    if as_json:
+        show_json(made)
+        return
+    say(f"Asked: request {made.id} is {made.status}.")
+    if is_ours:
+        say(f"Tell them your key's fingerprint, so that they can compare it: {session.fingerprint}")
+    else:
+        note("It was asked for a key of another machine of yours: tell them the fingerprint that is shown there.")
+
+
+@click.group()
+def requests() -> None:
+    """See and decide who asks to read."""
+
+
+@requests.command("list")
+@click.option(
+    "--role",
+    type=click.Choice(["decider", "requester"]),
+    default="decider",
+    show_default=True,
+    help="Requests that you may decide, or that you made.",
+)
+@click.option(
+    "--status", type=click.Choice(_STATUSES), help="Only these. [default: pending; all of those that you made]"
+)
+@limit_option
+@json_option
+@verb
+async def requests_list(profile: Profile, role: str, status: str | None, limit: int, as_json: bool) -> None:
+    """List requests, newest first."""
+    wanted = status or ("pending" if role == "decider" else "all")
+    async with connected(profile) as (client, _):
+        found = await take(client.read_requests(role, None if wanted == "all" else wanted), limit)
+    if as_json:
+        show_json(found)
+        return
+    for one in found:
+        show_record([one.requester_name, one.id, f"post {one.post_id}", one.status, when(one.created_at)])
+    if not found:
+        note("Nobody asks." if role == "decider" else "You have asked for nothing.")
+
+
+@requests.command("approve")
+@click.argument("request_id", metavar="REQUEST", type=click.UUID)
+@click.option("--fingerprint", help="What the one who asks told you: approve only this very key.")
+@yes_option
+@json_option
+@verb
+async def requests_approve(
+    profile: Profile, request_id: UUID, fingerprint: str | None, yes: bool, as_json: bool
+) -> None:
+    """Let somebody read a post: its key is sealed again, here, to the key that they asked for."""
+    async with connected(profile) as (client, _):
+        # First of all whether there is anything to decide: no passphrase is typed for nothing.
+        await fetch_pending(client, request_id)
+        identity, people = unlock(profile, client)
+        grant = await prepare_grant(client, identity, people, request_id)
+        group = await client.group(grant.request.group_id)
+        _require_fingerprint(grant, fingerprint)
+        if not as_json:
+            _show_grant(grant, group.name)
+        is_compared = fingerprint is not None
+        if not prompts.confirm("Let them read it?", yes=yes or is_compared):
+            note("Nothing was granted.")
+            return
+        decided = await client.approve(request_id, grant.sealed_key)
+    _report(decided, as_json)
+
+
+@requests.command("deny")
+@click.argument("request_id", metavar="REQUEST", type=click.UUID)
+@json_option
+@verb
+async def requests_deny(profile: Profile, request_id: UUID, as_json: bool) -> None:
+    """Say no. The same person may ask again a day later."""
+    async with connected(profile) as (client, _):
+        decided = await client.deny(request_id)
+    _report(decided, as_json)
+
+
+@requests.command("withdraw")
+@click.argument("request_id", metavar="REQUEST", type=click.UUID)
+@verb
+async def requests_withdraw(profile: Profile, request_id: UUID) -> None:
+    """Take your own request back, or give back a grant that does not open the post, and be free to ask again."""
+    async with connected(profile) as (client, _):
+        await client.withdraw(request_id)
+    say(f"Withdrew {request_id}.")
+
+
+def _require_fingerprint(grant: Grant, told: str | None) -> None:
+    # People leave out the spaces, or write capitals: what counts is the digits.
+    if told is not None and "".join(told.split()).lower() != grant.recipient.fingerprint.replace(" ", ""):
+        raise CannotGrant(f"the key that was asked for has another fingerprint: {grant.recipient.fingerprint}")
+
+
+def _show_grant(grant: Grant, group_name: str) -> None:
+    show_fields(
+        [
+            ("who asks", f"{grant.request.requester_name} ({grant.request.requester_id})"),
+            ("for", grant.opened.title),
+            ("group", group_name),
+            ("seal", describe_seal(grant.opened.signed)),
+            ("fingerprint", f"{grant.recipient.fingerprint} ({grant.recipient.trust.value})"),
+        ]
+    )
+    if grant.recipient.trust is Trust.UNVERIFIED:
+        warn("nobody has compared this fingerprint yet: ask them for it by another way than this server")
+
+
+def _report(decided: ReadRequest, as_json: bool) -> None:
+    if as_json:
+        show_json(decided)
+    else:
+        say(f"{line(decided.requester_name)}: {decided.status}.")

@@ -1,0 +1,108 @@
+"""tail: what happens, as it happens."""
+
+from collections.abc import Awaitable, Callable
+
+import rich_click as click
+
+from client import prompts
+from client.account_commands import log_in
+from client.api import Client
+from client.commands import connected, json_option, verb
+from client.events import (
+    CaughtUp,
+    ConnectionAccepted,
+    Disconnected,
+    Event,
+    MemberAdded,
+    MemberRemoved,
+    More,
+    PostDeleted,
+    PostFailed,
+    PostSealed,
+    ReadRequestApproved,
+    ReadRequestCancelled,
+    ReadRequestCreated,
+    ReadRequestDenied,
+    ReadRequestReturned,
+)
+from client.profile import Profile, Session
+from client.terminal import line, note, say, show_json
+
+Renew = Callable[[], Awaitable[object]]
+
+
+@click.command()
+@click.option("--since", metavar="TIME", help="Tell what was decided since then. [default: the last time]")
+@click.option("--once", is_flag=True, help="Stop when all that was missed has been told.")
+@json_option
+@verb
+async def tail(profile: Profile, since: str | None, once: bool, as_json: bool) -> None:
+    """Follow what happens: who asks, what is decided, new posts. Ctrl-C ends it.
+
+    A lost connection is made again, and what was missed is told.
+    """
+    async with connected(profile) as (client, session):
+        renew = _renewal(profile, client, session) if prompts.has_password() else None
+        async with client.follow(since or session.since, renew=renew) as events:
+            async for event in events:
+                if as_json:
+                    show_json(event, on_one_line=True)
+                else:
+                    tell(event)
+                if isinstance(event, CaughtUp):
+                    profile.change_session(since=event.at)
+                    if once:
+                        return
+
+
+def tell(event: Event) -> None:
+    """One line for an event: news on standard output, the state of the connection beside it."""
+    match event:
+        case ConnectionAccepted():
+            note("connected")
+        case CaughtUp():
+            note(f"up to date; {len(event.pending)} waiting for you")
+        case More():
+            note("there was much to tell; the lists have the rest: secureblogs requests list")
+        case Disconnected():
+            note(f"connection lost ({event.code} {line(event.reason)}), again in {event.retry_in:.1f} s")
+        case _:
+            said = describe(event)
+            if said is not None:
+                say(said)
+
+
+def describe(event: Event) -> str | None:  # noqa: PLR0911 - one sentence for each kind of event
+    """What happened, in one line that is safe to print."""
+    match event:
+        case ReadRequestCreated():
+            # Without the fingerprint: what this frame says is not checked yet, and approving shows what is.
+            name = line(event.requester_name)
+            return f"{name} asks to read post {event.post_id}: secureblogs requests approve {event.request_id}"
+        case ReadRequestApproved():
+            return f"request {event.request_id} is approved: secureblogs post read {event.post_id}"
+        case ReadRequestDenied():
+            return f"request {event.request_id} for post {event.post_id} is denied"
+        case ReadRequestCancelled():
+            return f"request {event.request_id} for post {event.post_id} is cancelled"
+        case ReadRequestReturned():
+            return f"request {event.request_id} for post {event.post_id}: what was granted did not open it"
+        case PostSealed():
+            return f"new post {event.post_id} in group {event.group_id}"
+        case PostDeleted():
+            return f"post {event.post_id} is deleted"
+        case PostFailed():
+            return f"your post {event.post_id} could not be sealed ({line(event.failure)})"
+        case MemberAdded():
+            return f"user {event.user_id} joined group {event.group_id}"
+        case MemberRemoved():
+            return f"user {event.user_id} left group {event.group_id}"
+    return None
+
+
+def _renewal(profile: Profile, client: Client, session: Session) -> Renew:
+    async def renew() -> object:
+        note("the session has ended")
+        return await log_in(profile, client, session.email, prompts.password(session.email, from_stdin=False))
+
+    return renew

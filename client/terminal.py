@@ -1,0 +1,108 @@
+"""What a person sees: results on standard output, everything else on standard error.
+
+Text that others wrote (names, titles, content, what a server says) may hold anything. It goes through `line` or
+`passage` first, which show control characters instead of obeying them, and it is never read as markup.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+# Beyond the C0 and C1 controls and DEL: marks that turn the writing direction or break lines, which can make a text
+# show other than what it says, and the invisible tags.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f\ud800-\udfff]"
+)
+
+
+def line(text: object) -> str:
+    """Text for one line: all control characters, line breaks too, are shown escaped."""
+    return _UNSAFE.sub(_escape, str(text))
+
+
+def passage(text: str) -> str:
+    """Text of several lines: line breaks and tabs stay, every other control character is shown escaped."""
+    return _UNSAFE.sub(lambda found: found[0] if found[0] in "\n\t" else _escape(found), text.replace("\r\n", "\n"))
+
+
+def when(at: datetime | None) -> str:
+    """A time as people here write it, to the minute."""
+    return "" if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def say(text: str = "", style: str = "") -> None:
+    """One result on standard output. The text must be safe already."""
+    _print(text, style, to_error=False)
+
+
+def note(text: str) -> None:
+    """What happens meanwhile, on standard error, so that results can be piped on."""
+    _print(text, "dim", to_error=True)
+
+
+def warn(text: str) -> None:
+    _print(f"warning: {text}", "yellow", to_error=True)
+
+
+def complain(text: str, what_to_do: str | None = None) -> None:
+    """The one line of an error, and what to do about it."""
+    _print(f"error: {text}" if what_to_do is None else f"error: {text.rstrip('.')}: {what_to_do}", "red", to_error=True)
+
+
+def show_record(values: Sequence[object]) -> None:
+    """One item of a list: on a terminal the first value above the others, else all of them in one line with tabs."""
+    clean = [line("" if value is None else value) for value in values]
+    if not sys.stdout.isatty():
+        say("\t".join(clean))
+        return
+    say(clean[0], "bold")
+    say("  " + "  ".join(value for value in clean[1:] if value))
+
+
+def show_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """What one thing consists of, one line for each."""
+    shown = [(f"{name}:", line(value)) for name, value in fields if value is not None]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        say(f"{name:<{width}} {value}")
+
+
+def show_json(value: Any, *, on_one_line: bool = False) -> None:
+    """JSON in which no character is left that a terminal would obey."""
+    raw = msgspec.json.encode(value)
+    text = (raw if on_one_line else msgspec.json.format(raw, indent=2)).decode()
+    # All of these stand within strings, where an escape means the same. The encoder has escaped C0 already, and what is
+    # left of it is the layout.
+    escaped = _UNSAFE.sub(lambda found: found[0] if found[0] < " " else _json_escape(found), text)
+    sys.stdout.write(escaped + "\n")
+    sys.stdout.flush()
+
+
+def _print(text: str, style: str, *, to_error: bool) -> None:
+    stream = sys.stderr if to_error else sys.stdout
+    if not stream.isatty():
+        # For another program: as it is, where rich would turn tabs into spaces.
+        print(text, file=stream, flush=True)
+        return
+    console = Console(file=stream, highlight=False, emoji=False, markup=False)
+    # Folding at the edge is the terminal's own affair: an id or a fingerprint that is copied must stay whole.
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))

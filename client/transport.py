@@ -1,0 +1,211 @@
+"""Requests over HTTP: what is tried again, when, and what an answer means.
+
+A call is tried again when doing it twice is the same as doing it once: it reads, it deletes or sets, or its id was made
+here, so that the server knows the second for the first. Any call is tried again that was surely not carried out:
+the connection was never made, or the answer is 429.
+"""
+
+import asyncio
+import email.utils
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from client.errors import BadAddress, BadAnswer, BadText, NetworkError, Problem, Refused, refusal
+
+Answer = TypeVar("Answer")
+
+USER_AGENT = "secureblogs-client/0.1.0"
+
+_REPEATABLE_METHODS = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
+_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+# 500 is not among them: a server that failed on this request will most likely fail on it again.
+_PASSING = frozenset({502, 503, 504})
+
+
+class Retries(msgspec.Struct, frozen=True):
+    """How often a call is tried, and how long (in seconds) is waited before the next try.
+
+    A `Retry-After` longer than `longest_wait` is not waited for: the refusal is raised, and carries it.
+    """
+
+    tries: int = 4
+    first_wait: float = 0.2
+    longest_wait: float = 30.0
+
+    def wait(self, tried: int, retry_after: float | None, chance: float) -> float | None:
+        """Seconds to wait after so many tries, or None to give up; `chance` in [0, 1) spreads clients apart."""
+        if tried >= self.tries:
+            return None
+        if retry_after is not None:
+            # Spread upwards only: to come before the server's own time is to be refused again.
+            return retry_after + chance * self.first_wait if retry_after <= self.longest_wait else None
+        full = min(self.longest_wait, self.first_wait * 2.0 ** (tried - 1))
+        return float(full * (0.5 + chance / 2))
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """The header's seconds from `now`: it holds either seconds or a date. None where it says nothing usable."""
+    if value is None:
+        return None
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value)
+    try:
+        at = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - now).total_seconds())
+
+
+def parse_address(address: str) -> str:
+    """A server's address without a trailing slash, or BadAddress. A path prefix is kept."""
+    try:
+        parts = urlsplit(address.strip())
+        port_is_sound = parts.port is None or parts.port > 0
+    except ValueError as error:
+        raise BadAddress(f"{address!r} is no address of a server: {error}") from None
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.hostname
+        or not port_is_sound
+        or parts.query
+        or parts.fragment
+    ):
+        raise BadAddress(f"{address!r} is no address of a server: give it like https://posts.example.org")
+    if parts.username or parts.password:
+        raise BadAddress("the server's address must hold no user name or password")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address names this very machine."""
+    host = urlsplit(address).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Transport:
+    """One server, one credential, one pool of connections. `token` may be set anew at any time."""
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None = None,
+        *,
+        retries: Retries | None = None,
+        timeout: float = 30.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.address = parse_address(address)
+        self.token = token
+        self.retries = retries or Retries()
+        self._sleep = sleep
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout, connect=10.0),
+            headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
+            # A proxy of the environment can't reach this machine's own loopback address, so it is not asked to.
+            trust_env=not is_loopback(self.address),
+        )
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        answer: type[Answer],
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Mapping[str, object] | None = None,
+        repeatable: bool = False,
+    ) -> Answer:
+        """Make a call and decode its answer. Raises Refused, NetworkError or BadAnswer."""
+        raw = await self.send(method, path, query=query, body=body, repeatable=repeatable)
+        try:
+            return msgspec.json.decode(raw, type=answer)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadAnswer(f"{method} {path} answered something unexpected: {error}") from None
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Mapping[str, object] | None = None,
+        repeatable: bool = False,
+    ) -> bytes:
+        """Make a call, trying again where that is safe, and give the body of its answer."""
+        repeatable = repeatable or method in _REPEATABLE_METHODS
+        try:
+            request_body = None if body is None else msgspec.json.encode(present(body))
+        except UnicodeEncodeError:
+            raise BadText("this text is not valid Unicode") from None
+        tried = 0
+        while True:
+            tried += 1
+            failure: NetworkError | Refused
+            try:
+                response = await self._http.request(
+                    method,
+                    self.address + path,
+                    params={name: str(value) for name, value in present(query or {}).items()},
+                    content=request_body,
+                    headers=self._headers(request_body),
+                )
+            except httpx.TransportError as error:
+                failure = NetworkError(f"{self.address} can't be reached: {_reason(error)}")
+                may_try = repeatable or isinstance(error, _NEVER_SENT)
+            except httpx.HTTPError as error:
+                raise BadAnswer(f"{method} {path} answered something unexpected: {error}") from None
+            else:
+                if response.is_success:
+                    return response.content
+                if response.is_redirect:
+                    raise BadAnswer(f"{self.address} sends us on to {response.headers.get('location', 'nowhere')}")
+                failure = read_refusal(response, datetime.now(UTC))
+                may_try = failure.status == 429 or (repeatable and failure.status in _PASSING)
+            retry_after = failure.retry_after if isinstance(failure, Refused) else None
+            # Not a secret: it only spreads clients apart.
+            wait = self.retries.wait(tried, retry_after, random.random()) if may_try else None  # noqa: S311
+            if wait is None:
+                raise failure
+            await self._sleep(wait)
+
+    def _headers(self, body: bytes | None) -> dict[str, str]:
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if self.token is not None:
+            headers["Authorization"] = f"Bearer {self.token}"
+        return headers
+
+
+def read_refusal(response: httpx.Response, now: datetime) -> Refused:
+    """The error that an unsuccessful answer stands for, whether or not it is a problem as the contract says."""
+    retry_after = parse_retry_after(response.headers.get("retry-after"), now)
+    try:
+        problem = msgspec.json.decode(response.content, type=Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        problem = Problem(status=response.status_code, title=f"the server answered {response.status_code}")
+    # What HTTP says counts, not what a body claims: a proxy may have put one over the other.
+    return refusal(msgspec.structs.replace(problem, status=response.status_code), retry_after)
+
+
+def present(values: Mapping[str, object]) -> dict[str, object]:
+    """Without the values that are None: an absent field and null are not the same to the server."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _reason(error: httpx.TransportError) -> str:
+    """httpx leaves the text of a timeout or a broken connection empty: its name is then all there is."""
+    return str(error) or type(error).__name__
