@@ -107,7 +107,7 @@ async def log_in(email: str, password: str, settings: Settings) -> tuple[Caller,
     async with database.transaction():
         # Another password since, a disabled or deleted account: this login is of the past.
         still = await database.fetchval(
-            "SELECT TRUE FROM users WHERE id = $1 AND password = $2 AND disabled_at IS NULL FOR SHARE",
+            "SELECT TRUE FROM users WHERE id = $1 AND password = $2 AND disabled_at IS NULL FOR NO KEY UPDATE",
             *(row["id"], row["password"]),
         )
         if not still:
@@ -116,6 +116,7 @@ async def log_in(email: str, password: str, settings: Settings) -> tuple[Caller,
 
 
 async def _open_session(user: asyncpg.Record, settings: Settings) -> tuple[Caller, NewToken]:
+    """The user's row is locked by the caller, so that logins at once are counted one after the other."""
     # The oldest sessions make room: who logs in again and again must never lock itself out.
     await database.execute(
         "DELETE FROM user_tokens WHERE id IN (SELECT id FROM user_tokens WHERE \"user\" = $1 AND kind = 'session'"
@@ -123,13 +124,16 @@ async def _open_session(user: asyncpg.Record, settings: Settings) -> tuple[Calle
         *(user["id"], settings.max_tokens_per_user - 1),
     )
     token = SESSION_PREFIX + secrets.token_urlsafe(32)
-    row = await database.fetchrow(
+    [(session_id, expires)] = await database.fetch(
         'INSERT INTO user_tokens ("user", token_hash, kind, scopes, expires)'
         " VALUES ($1, $2, 'session', '{}', now() + make_interval(days => $3)) RETURNING id, expires",
         *(user["id"], digests.token_hash(token), settings.session_days),
     )
-    caller = Caller(user["id"], user["name"], user["email"], user["is_admin"], user["created_at"], row["id"], "session")
-    return caller, NewToken(token, row["expires"])
+    return _caller(user, session_id, "session"), NewToken(token, expires)
+
+
+def _caller(user: asyncpg.Record, credential_id: UUID, kind: str) -> Caller:
+    return Caller(user["id"], user["name"], user["email"], user["is_admin"], user["created_at"], credential_id, kind)
 
 
 async def authenticate(token: str) -> Caller:
@@ -191,36 +195,41 @@ async def update(
     check_session(caller)
     if email is not None:
         email = check_email(email, settings)
-    hashed = None
+    old_hash = new_hash = None
     if email is not None or password is not None:
-        await _check_current_password(caller.user_id, current_password)
-        hashed = await _hash(password) if password is not None else None
+        old_hash = await _check_current_password(caller.user_id, current_password)
+    if password is not None:
+        new_hash = await _hash(password)
     async with database.transaction():
         try:
             row = await database.fetchrow(
                 "UPDATE users SET name = coalesce($2, name), email = coalesce($3, email),"
-                " email_key = coalesce($4, email_key), password = coalesce($5, password) WHERE id = $1"
+                " email_key = coalesce($4, email_key), password = coalesce($5, password)"
+                " WHERE id = $1 AND disabled_at IS NULL AND ($6::text IS NULL OR password = $6)"
                 " RETURNING id, name, email, is_admin, created_at",
-                *(caller.user_id, name, email, email_key(email) if email else None, hashed),
+                *(caller.user_id, name, email, email_key(email) if email else None, new_hash, old_hash),
             )
         except asyncpg.UniqueViolationError:
             raise EmailTaken from None
         if row is None:
-            raise Unauthenticated
-        if hashed:
+            # The password that was checked is none any more; the account may be gone with it.
+            raise WrongPassword if old_hash else Unauthenticated
+        if new_hash:
             await database.execute(
                 'UPDATE user_tokens SET revoked_at = now() WHERE "user" = $1 AND id <> $2 AND revoked_at IS NULL',
                 *(caller.user_id, caller.credential_id),
             )
-    return Caller(*row, caller.credential_id, caller.kind)
+    return _caller(row, caller.credential_id, caller.kind)
 
 
-async def _check_current_password(user_id: UUID, password: str | None) -> None:
+async def _check_current_password(user_id: UUID, password: str | None) -> str:
+    """The hash that it matches."""
     if password is None:
         raise Invalid(InvalidField("/current_password", "is needed to change email or password"))
-    hashed = await database.fetchval("SELECT password FROM users WHERE id = $1", user_id)
+    hashed: str | None = await database.fetchval("SELECT password FROM users WHERE id = $1", user_id)
     if not hashed or not await _matches(hashed, password):
         raise WrongPassword
+    return hashed
 
 
 async def expire_tokens() -> int:

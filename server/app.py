@@ -35,13 +35,13 @@ def create_app(settings: Settings | None = None) -> Litestar:
             raise SettingsError(f"{name.upper()}: the API needs it")
     app = Litestar(
         route_handlers=[
-            *accounts.PUBLIC,
+            Router("/", before_request=bodies.check_query, route_handlers=accounts.PUBLIC),
             *operations.PUBLIC,
             *sockets.SOCKETS,
             Router(
                 "/",
                 guards=[auth.require_caller],
-                before_request=bodies.refuse_unknown_query,
+                before_request=bodies.check_query,
                 route_handlers=[
                     *accounts.AUTHENTICATED,
                     *keys.AUTHENTICATED,
@@ -51,7 +51,6 @@ def create_app(settings: Settings | None = None) -> Litestar:
                     *requests.AUTHENTICATED,
                 ],
             ),
-            openapi.assets_router(),
         ],
         request_class=bodies.Request,
         request_max_body_size=settings.max_body_bytes,
@@ -64,7 +63,6 @@ def create_app(settings: Settings | None = None) -> Litestar:
         logging_config=None,
     )
     app.state.settings = settings
-    openapi.describe_errors(app)
     return app
 
 
@@ -89,4 +87,4 @@ async def add_headers(message: Message, scope: Scope) -> None:
     for name, value in HEADERS.items():
         headers.setdefault(name, value)
     headers["X-Request-Id"] = secrets.token_hex(8)
-    headers["Content-Security-Policy"] = openapi.POLICY if scope["path"].startswith("/schema") else POLICY
+    headers["Content-Security-Policy"] = openapi.POLICY if scope["path"].startswith(openapi.PATH) else POLICY

@@ -7,6 +7,7 @@ even know of the thing addressed must hear that first (404 or 403 before 422): o
 """
 
 import re
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 from uuid import UUID
@@ -63,14 +64,20 @@ class Request(litestar.Request[Caller, None, State]):
 
     async def json(self) -> Any:
         """Raises Malformed for anything but one well-formed JSON text, whatever its bytes."""
-        media_type, options = self.content_type
-        if media_type not in {"", "application/json"} or options.get("charset", "utf-8").lower() != "utf-8":
+        if not self._is_json():
             raise HTTPException("The body must be application/json.", status_code=415)
         body = await self.body()
         try:
             return strict_json.loads(body)
         except sealing_errors.MalformedJSON:
             raise Malformed from None
+
+    def _is_json(self) -> bool:
+        """So says the head of the request, or it says nothing."""
+        media_type, options = self.content_type
+        is_json = media_type == "application/json" and options.get("charset", "utf-8").lower() == "utf-8"
+        is_plain = self.headers.get("content-encoding", "identity").lower() == "identity"
+        return is_plain and (is_json or not self.headers.get("content-type"))
 
 
 # Settings may lower what the schema allows; which one rules over a field of this name.
@@ -139,18 +146,17 @@ def _decode(wanted: type, value: Any) -> Any:
         raise ValueError("Expected canonical base64") from None
 
 
-_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
-_NAMED = re.compile(r"(?:required|unknown) field `(?P<name>[^`]*)`")
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
+_NAMED = re.compile(r"(?:required|unknown) field `(?P<name>.*)`\Z", re.DOTALL)
 
 
 def _describe(message: str) -> Invalid:
     """msgspec's words and path (`$.sealed_keys[0].sealed_key`) as a pointer (`/sealed_keys/0/sealed_key`)."""
-    at = _AT.search(message)
+    at, words = _AT.search(message), _AT.sub("", message)
     path = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", at["path"]).replace(".", "/") if at else ""
-    named = _NAMED.search(message)
-    if named:
+    if named := _NAMED.search(words):
         path += "/" + named["name"].replace("~", "~0").replace("/", "~1")
-    return Invalid((path, _AT.sub("", message)))
+    return Invalid((path, words))
 
 
 def is_body(annotation: Any) -> bool:
@@ -162,15 +168,15 @@ def make_body(annotation: Any, value: Any) -> Body[Any]:
 
 
 class BodySchema(OpenAPISchemaPlugin):
-    """In the OpenAPI document a `Body[PostIn]` is a PostIn, and Base64 a string that says so."""
+    """In the OpenAPI document a `Body[PostIn]` is a PostIn, and bytes are a string that says so."""
 
     @staticmethod
     def is_plugin_supported_type(value: Any) -> bool:
-        return is_body(value) or value is Base64
+        return is_body(value) or value is Base64 or value is bytes
 
     @staticmethod
     def to_openapi_schema(field_definition: FieldDefinition, schema_creator: Any) -> Schema:
-        if field_definition.annotation is Base64:
+        if not is_body(field_definition.annotation):
             return Schema(type="string", content_encoding="base64")  # type: ignore[arg-type]  # Litestar's own enum or its value
         struct = get_args(field_definition.annotation)[0]
         return cast("Schema", schema_creator.for_field_definition(FieldDefinition.from_annotation(struct)))
@@ -184,9 +190,16 @@ def path_id(text: str, absent: type[NotFound]) -> UUID:
         raise absent from None
 
 
-async def refuse_unknown_query(request: litestar.Request[Any, Any, Any]) -> None:
-    """A filter with a slip in its name must not silently widen a list."""
-    known = request.route_handler.parsed_fn_signature.parameters
-    unknown = [name for name in request.query_params if name not in known]
-    if unknown:
-        raise Invalid(*((f"?{name}", "is not known here") for name in unknown))
+async def check_query(request: litestar.Request[Any, Any, Any]) -> None:
+    """A filter with a slip in its name must not silently widen a list, nor one of two values win.
+
+    This is judged before anything is looked up: what the answer says depends on the query alone.
+    """
+    known = (
+        request.route_handler.parsed_fn_signature.parameters.keys() - request.path_params.keys() - {"request", "data"}
+    )
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    errors = [(f"?{name}", "is not known here") for name in names if name not in known]
+    errors += [(f"?{name}", "is given more than once") for name in names if name in known and names[name] > 1]
+    if errors:
+        raise Invalid(*errors)

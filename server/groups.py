@@ -163,8 +163,8 @@ async def list_keys(caller_id: UUID, group_id: UUID) -> list[asyncpg.Record]:
 
 async def active_keys(group_id: UUID) -> list[asyncpg.Record]:
     return await database.fetch(
-        f'SELECT {keys.COLUMNS} FROM user_group_association m JOIN user_keys k ON k."user" = m."user"'
-        ' AND NOT k.is_revoked WHERE m."group" = $1 ORDER BY k.id',
+        f'SELECT {keys.COLUMNS} FROM user_group_association m JOIN users u ON u.id = m."user" AND u.disabled_at IS NULL'
+        ' JOIN user_keys k ON k."user" = m."user" AND NOT k.is_revoked WHERE m."group" = $1 ORDER BY k.id',
         group_id,
     )
 

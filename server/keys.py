@@ -12,6 +12,7 @@ import asyncpg
 from server import database, events, requests
 from server.errors import BadProof, Invalid, InvalidKey, KeyNotFound, KeyTaken, UserNotFound
 from server.events import Event
+from server.lists import Page
 from server.sealing import errors as sealing_errors
 from server.sealing import keys as sealing_keys
 from server.settings import Settings
@@ -46,7 +47,7 @@ async def enrol(
     endorsement: Endorsement | None,
     settings: Settings,
 ) -> asyncpg.Record:
-    """Raises InvalidKey, BadProof, KeyNotFound (of the endorser), Invalid (too many keys), KeyTaken."""
+    """Raises InvalidKey, BadProof, Invalid (too many keys), KeyTaken."""
     try:
         sealing_keys.check_public_key(public_key)
     except sealing_errors.SealingError:
@@ -74,7 +75,7 @@ async def _check_endorsement(user_id: UUID, public_key: bytes, verify_key: bytes
         *(endorsement.endorsed_by, user_id),
     )
     if endorser is None:
-        raise KeyNotFound
+        raise BadProof(("/endorsed_by", "is no active key of yours"))
     try:
         sealing_keys.check_endorsement(user_id, public_key, verify_key, endorser, endorsement.signature)
     except sealing_errors.SealingError:
@@ -101,9 +102,12 @@ async def _insert(
     )
 
 
-async def list_own(user_id: UUID) -> list[asyncpg.Record]:
+async def list_own(user_id: UUID, page: Page) -> list[asyncpg.Record]:
+    """One row more than the page, revoked keys too."""
     return await database.fetch(
-        f'SELECT {COLUMNS} FROM user_keys k WHERE k."user" = $1 ORDER BY k.created_at DESC, k.id DESC', user_id
+        f'SELECT {COLUMNS} FROM user_keys k WHERE k."user" = $1 AND (k.created_at, k.id) < ($2, $3)'
+        " ORDER BY k.created_at DESC, k.id DESC LIMIT $4",
+        *(user_id, page.created_before, page.id_before, page.limit + 1),
     )
 
 
@@ -132,9 +136,12 @@ async def list_of_user(caller_id: UUID, user_id: UUID) -> tuple[str, list[asyncp
         ' OR EXISTS (SELECT 1 FROM posts p JOIN user_group_association mine USING ("group")'
         ' WHERE p.author = $2 AND mine."user" = $1)'
         ' OR EXISTS (SELECT 1 FROM read_post_request r JOIN user_group_association mine ON mine."group" = r."group"'
-        f' JOIN posts p ON p.id = r.post WHERE r."user" = $2 AND mine."user" = $1 AND {requests.MAY_DECIDE}))',
+        ' JOIN posts p ON p.id = r.post WHERE r."user" = $2 AND mine."user" = $1'
+        f" AND (r.decided_by = $1 OR {requests.MAY_DECIDE})))",
         *(caller_id, user_id),
     )
     if name is None:
         raise UserNotFound
-    return name, await list_own(user_id)
+    return name, await database.fetch(
+        f'SELECT {COLUMNS} FROM user_keys k WHERE k."user" = $1 ORDER BY k.created_at DESC, k.id DESC', user_id
+    )

@@ -1,6 +1,8 @@
 """Rate limits: counted in Redis across all processes, and in this process alone while Redis is away."""
 
+import asyncio
 import logging
+import math
 import time
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # While Redis is away it is asked again only so often: nobody waits for it in the meantime.
 RETRY_AFTER_S = 2.0
+# A Redis that hangs holds up no call for longer than this.
+ANSWER_TIMEOUT_S = 1.0
 
 
 class Limits(NamedTuple):
@@ -39,7 +43,7 @@ class Limiter:
         )
         shared = RedisStorage(
             redis_url.replace("unix://", "redis+unix://"),
-            connection_pool=pool,
+            connection_pool=pool,  # type: ignore[arg-type]  # handed on to redis-py, whatever it is
             implementation="redispy",
             key_prefix="secureblogs:limits",
         )
@@ -64,8 +68,9 @@ class Limiter:
         strategy = self._own
         if time.monotonic() >= self._redis_away_until:
             try:
-                if await self._shared.hit(limit, *whose):
-                    return
+                async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                    if await self._shared.hit(limit, *whose):
+                        return
                 strategy = self._shared
             except (RedisError, OSError) as error:
                 logger.warning(
@@ -87,4 +92,4 @@ async def _wait_s(strategy: SlidingWindowCounterRateLimiter, limit: RateLimitIte
         stats = await strategy.get_window_stats(limit, *whose)
     except (RedisError, OSError):
         return limit.get_expiry()
-    return max(1, round(stats.reset_time - time.time()))
+    return max(1, math.ceil(stats.reset_time - time.time()))

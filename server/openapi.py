@@ -1,33 +1,39 @@
-"""The OpenAPI 3.1 document, and its page, which loads nothing from another host."""
+"""The OpenAPI 3.1 document, and its page, which loads nothing from another host.
 
+Litestar derives operations and schemas from the handlers. What it can't know is added to the finished document:
+that every error is a problem, what strings of a certain name look like, and an example of each object.
+"""
+
+import base64
+from http import HTTPStatus
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import swagger_ui
-from litestar import Litestar
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import NotFoundException
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, SwaggerRenderPlugin, YamlRenderPlugin
-from litestar.openapi.spec import (
-    Components,
-    OpenAPIMediaType,
-    OpenAPIResponse,
-    Reference,
-    Schema,
-    SecurityScheme,
-    Server,
-    Tag,
-)
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin, YamlRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme, Server, Tag
 from litestar.router import Router
-from litestar.static_files import create_static_files_router
 
 from server.settings import Settings
 
-ASSETS = "/schema/assets"
-ASSETS_DIRECTORY = Path(swagger_ui.__file__).parent / "static"
+PATH = "/schema"
 
-# Litestar writes the document into a script of the page.
+# Swagger UI, out of the installed package `swagger-ui-py`.
+ASSETS_DIRECTORY = Path(str(files("swagger_ui"))) / "static"
+ASSETS = {
+    "swagger-ui-bundle.js": "text/javascript",
+    "swagger-ui.css": "text/css",
+    "favicon-32x32.png": "image/png",
+}
+
+# Swagger UI sets styles of its own; scripts come from files alone.
 POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; form-action 'none';"
     " frame-ancestors 'none'"
 )
 
@@ -54,12 +60,84 @@ TAGS = [
 ]
 
 
+class FieldProblem(msgspec.Struct):
+    pointer: str
+    """A JSON pointer into the body; `?name` for a query parameter."""
+    detail: str
+
+
+class Problem(msgspec.Struct, omit_defaults=True):
+    """RFC 9457. Some codes bring fields of their own, such as `request_id` or `retry_at`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldProblem] | None = None
+
+
+def sample(size: int) -> str:
+    return base64.b64encode(bytes(position % 256 for position in range(size))).decode()
+
+
+TIMES = {"created_at", "sealed_at", "decided_at", "revoked_at", "expires"}
+
+USER_ID = "019c14a5-1f00-7c3d-8e21-6b9f0d4c2a11"
+
+# What a field of this name may hold, where its type does not say enough.
+EXAMPLES: dict[str, Any] = {
+    **dict.fromkeys(TIMES, "2026-01-31T12:00:00.123456Z"),
+    **dict.fromkeys(("user_id", "author_id", "created_by", "decided_by"), USER_ID),
+    **dict.fromkeys(("endorsed_by", "endorsement", "failure", "next_cursor"), None),
+    "id": "019c14a5-2b3f-7b1e-9d5a-3f0c52a1b7e4",
+    "group_id": "019c14a5-2000-7a4b-9c8d-7e6f5a4b3c22",
+    "post_id": "019c14a5-2100-7d5e-8f90-1a2b3c4d5e33",
+    "requester_id": "019c14a5-2200-7f6a-a1b2-c3d4e5f60744",
+    "requester_name": "Carol",
+    "name": "Alice",
+    "email": "alice@example.org",
+    "current_password": "correct horse battery staple",
+    "token": "sbs_6yK0Xw3mVb8uQfR1sT5aZcD9eGhJ2kLnP4oIqWrYxM7",
+    "ticket": "h2Vt5N0cLq8sXyB1rKf7uZa3dGj9mPwE4oQiT6vRkC0",
+    "expires_in": 30,
+    "label": "laptop",
+    "fingerprint": "21b9 a9ff 0c3e 5d71 88aa 4be2 90f6 13c7 d05e 6a2b",
+    "proof": sample(64),
+    "sealed_key": sample(80),
+    "heading": sample(24 + 16 + 256),
+    "content": sample(24 + 16 + 256),
+    "signature": sample(64),
+}
+SEALED = {"status": "sealed", "access": "readable", "signature": None, "signing_key_id": None}
+# By schema, where a name alone does not tell.
+OWN_EXAMPLES: dict[str, dict[str, Any]] = {
+    "GroupIn": {"name": "Friends"},
+    "GroupOut": {"name": "Friends"},
+    "GroupPatch": {"name": "Friends"},
+    "MemberIn": {"email": None, "role": "member"},
+    "PostHeadOut": SEALED,
+    "PostOut": SEALED,
+    "ReadRequestOut": {"decided_at": None, "decided_by": None},
+    "KeyOut": {"revoked_at": None},
+    "Live": {"status": "live"},
+    "Readiness": {"status": "ready"} | dict.fromkeys(("postgres", "migrations", "redis", "channels", "worker"), "ok"),
+    "Problem": {
+        "type": "about:blank",
+        "title": "Unprocessable Content",
+        "status": 422,
+        "detail": "The request is not valid.",
+        "code": "invalid",
+    },
+    "FieldProblem": {"pointer": "/name", "detail": "Expected `str` of length <= 100"},
+}
+
+
 def config(settings: Settings) -> OpenAPIConfig:
     return OpenAPIConfig(
         title="secureblogs",
         version=version("secureblogs"),
         description=DESCRIPTION.strip(),
-        path="/schema",
         use_handler_docstrings=True,
         servers=[Server(url=settings.public_url)],
         tags=TAGS,
@@ -69,74 +147,132 @@ def config(settings: Settings) -> OpenAPIConfig:
                 "bearer": SecurityScheme(
                     type="http", scheme="bearer", description="A session token (`sbs_…`) from `POST /login`"
                 )
-            },
-            schemas={"Problem": PROBLEM},
+            }
         ),
+        openapi_router=Router(PATH, route_handlers=[], include_in_schema=False, after_request=refuse_absent),
         render_plugins=[
-            SwaggerRenderPlugin(
-                js_url=f"{ASSETS}/swagger-ui-bundle.js",
-                css_url=f"{ASSETS}/swagger-ui.css",
-                standalone_preset_js_url=f"{ASSETS}/swagger-ui-standalone-preset.js",
-                favicon=f'<link rel="icon" href="{ASSETS}/favicon-32x32.png">',
-                path="/",
-            ),
-            JsonRenderPlugin(path="/openapi.json"),
-            YamlRenderPlugin(path="/openapi.yaml"),
+            File("/", "text/html", PAGE.encode()),
+            File("/page.js", "text/javascript", SCRIPT.encode()),
+            *(File(f"/{name}", kind, (ASSETS_DIRECTORY / name).read_bytes()) for name, kind in ASSETS.items()),
+            Json(path="/openapi.json", media_type="application/json"),  # type: ignore[arg-type]  # one may name any
+            Yaml(path="/openapi.yaml", media_type="application/yaml"),  # type: ignore[arg-type]  # as above
         ],
     )
 
 
-PROBLEM = Schema(
-    type="object",  # type: ignore[arg-type]  # Litestar's own enum or its value
-    title="Problem",
-    description="RFC 9457 problem details. Some codes bring fields of their own, such as `request_id` or `retry_at`.",
-    required=["type", "title", "status", "detail", "code"],
-    properties={
-        "type": Schema(type="string"),  # type: ignore[arg-type]  # as above
-        "title": Schema(type="string"),  # type: ignore[arg-type]  # as above
-        "status": Schema(type="integer"),  # type: ignore[arg-type]  # as above
-        "detail": Schema(type="string"),  # type: ignore[arg-type]  # as above
-        "code": Schema(type="string", description="What clients switch on"),  # type: ignore[arg-type]  # as above
-        "errors": Schema(
-            type="array",  # type: ignore[arg-type]  # as above
-            description="What is wrong where, for 422",
-            items=Schema(
-                type="object",  # type: ignore[arg-type]  # as above
-                required=["pointer", "detail"],
-                properties={
-                    "pointer": Schema(type="string", description="JSON pointer, or `?name` for a query parameter"),  # type: ignore[arg-type]  # as above
-                    "detail": Schema(type="string"),  # type: ignore[arg-type]  # as above
-                },
-            ),
-        ),
-    },
-    examples=[
-        {
-            "type": "about:blank",
-            "title": "Not Found",
-            "status": 404,
-            "detail": "There is no such post.",
-            "code": "post_not_found",
-        }
-    ],
-)
+async def refuse_absent(response: Response[Any]) -> Response[Any]:
+    """Litestar answers an unknown address below its own pages with a page; here every error is a problem."""
+    if response.status_code == HTTPStatus.NOT_FOUND:
+        raise NotFoundException
+    return response
 
 
-def describe_errors(app: Litestar) -> None:
-    """Say of every operation that its errors are problem details."""
-    answer = OpenAPIResponse(
-        description="Anything else: problem details",
-        content={"application/problem+json": OpenAPIMediaType(schema=Reference(ref="#/components/schemas/Problem"))},
-    )
-    for path in (app.openapi_schema.paths or {}).values():
-        for method in ("get", "post", "patch", "delete", "put"):
-            operation = getattr(path, method)
-            if operation is not None:
-                responses = operation.responses or {}
-                responses.pop("400", None)
-                operation.responses = responses | {"default": answer}
+class Json(JsonRenderPlugin):
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        return super().render(request, complete(openapi_schema))
 
 
-def assets_router() -> Router:
-    """Swagger UI out of the installed package `swagger-ui-py`."""
-    return create_static_files_router(path=ASSETS, directories=[ASSETS_DIRECTORY], include_in_schema=False)
+class Yaml(YamlRenderPlugin):
+    _rendered = b""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        # Anybody may ask, and writing YAML holds up all others for a tenth of a second: once is enough.
+        self._rendered = self._rendered or super().render(request, complete(openapi_schema))
+        return self._rendered
+
+
+class File(OpenAPIRenderPlugin):
+    """A file of the page."""
+
+    def __init__(self, path: str, media_type: str, content: bytes) -> None:
+        super().__init__(path=path, media_type=media_type)  # type: ignore[arg-type]  # one may name any
+        self._content = content
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002 - the plugin's signature
+        return self._content
+
+
+PAGE = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>secureblogs</title>
+<link rel="icon" href="{PATH}/favicon-32x32.png">
+<link rel="stylesheet" href="{PATH}/swagger-ui.css">
+<script src="{PATH}/swagger-ui-bundle.js" defer></script>
+<script src="{PATH}/page.js" defer></script>
+</head>
+<body><div id="page"></div></body>
+</html>
+"""
+SCRIPT = f'SwaggerUIBundle({{dom_id: "#page", url: "{PATH}/openapi.json", deepLinking: true, validatorUrl: null}})\n'
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """Litestar's document with what only we know."""
+    _, problems = msgspec.json.schema_components([Problem], ref_template="#/components/schemas/{name}")
+    schemas = {name: describe_fields(schema) for name, schema in document["components"]["schemas"].items()} | problems
+    with_examples = {name: schema | {"examples": [example(name, schemas)]} for name, schema in schemas.items()}
+    return document | {
+        "components": document["components"] | {"schemas": with_examples},
+        "paths": {
+            path: {method: describe(operation) for method, operation in operations.items()}
+            for path, operations in document["paths"].items()
+        },
+    }
+
+
+def describe(operation: dict[str, Any]) -> dict[str, Any]:
+    """Every operation is described, and its errors are problems."""
+    responses = {status: answer for status, answer in operation["responses"].items() if status != "400"}
+    for status, answer in responses.items():
+        if answer["description"] == HTTPStatus(int(status)).description:
+            responses[status] = answer | {"description": HTTPStatus(int(status)).phrase}
+    if "204" in responses:
+        responses["204"] = {"description": "Done"}
+    responses["default"] = {
+        "description": "Anything else: problem details",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    return {"description": f"{operation['summary']}."} | operation | {"responses": responses}
+
+
+def describe_fields(schema: dict[str, Any]) -> dict[str, Any]:
+    fields = schema["properties"]
+    return schema | {
+        "properties": fields | {name: with_format(fields[name], "date-time") for name in fields.keys() & TIMES}
+    }
+
+
+def with_format(field: dict[str, Any], text_format: str) -> dict[str, Any]:
+    if "oneOf" in field:
+        return field | {"oneOf": [with_format(kind, text_format) for kind in field["oneOf"]]}
+    return field | {"format": text_format} if field.get("type") == "string" else field
+
+
+def example(name: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    """An object as the schema of this name has it."""
+    own = OWN_EXAMPLES.get(name, {})
+    fields = schemas[name]["properties"].items()
+    return {field: own[field] if field in own else value(field, schema, schemas) for field, schema in fields}
+
+
+def value(field: str, schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    found: Any
+    match schema:
+        case {"$ref": name}:
+            found = example(name.rpartition("/")[2], schemas)
+        case {"examples": [found, *_]} | {"enum": [found, *_]}:
+            pass
+        case _ if field in EXAMPLES:
+            found = EXAMPLES[field]
+        case {"oneOf": [kind, *_]} | {"anyOf": [kind, *_]}:
+            found = value(field, kind, schemas)
+        case {"type": "array", "items": kind}:
+            found = [value(field, kind, schemas)] if "$ref" in kind else []
+        case {"type": "string"}:
+            found = sample(32) if "contentEncoding" in schema else EXAMPLES["id"] if "format" in schema else "text"
+        case _:
+            found = {"boolean": False, "integer": 1}[schema["type"]]
+    return found

@@ -6,7 +6,7 @@
 What is acknowledged is in Postgres, as a draft or sealed, and nothing in between is ever visible.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Literal
 from uuid import UUID
 
@@ -72,6 +72,11 @@ _LISTED = (
     f" s.public_key_ids, s.sealed_keys, {_ACCESS}"
 )
 _MEMBERSHIP = 'user_group_association mine ON mine."group" = p."group" AND mine."user" = $1'
+# The keys that a post of group $1 is sealed to.
+_RECIPIENTS = (
+    'FROM user_group_association m JOIN users u ON u.id = m."user" AND u.disabled_at IS NULL'
+    ' JOIN user_keys k ON k."user" = m."user" WHERE m."group" = $1 AND NOT k.is_revoked AND k.unusable_at IS NULL'
+)
 
 
 async def check_member(caller_id: UUID, group_id: UUID) -> None:
@@ -84,8 +89,14 @@ async def check_member(caller_id: UUID, group_id: UUID) -> None:
 
 
 async def lock_group(caller_id: UUID, group_id: UUID) -> None:
-    """The group FOR SHARE, then the caller's membership in a new statement. Raises GroupNotFound."""
-    await check_member(caller_id, group_id)
+    """The caller's row, then the group FOR SHARE, then the membership in a new statement. Raises GroupNotFound."""
+    member = await database.fetchval(
+        'SELECT TRUE FROM users u JOIN user_group_association m ON m."user" = u.id'
+        ' WHERE u.id = $1 AND m."group" = $2 FOR KEY SHARE OF u',
+        *(caller_id, group_id),
+    )
+    if not member:
+        raise GroupNotFound
     await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
     await check_member(caller_id, group_id)
 
@@ -104,6 +115,9 @@ async def publish(
 
     Only the draft, sealed to the workers, is stored. Raises GroupNotFound, AttachmentNotFound, IdTaken, NoRecipients.
     """
+    if attachment_ids:
+        await check_member(author_id, group_id)
+        raise AttachmentNotFound
     mac = digests.request_mac(
         mac_key, msgspec.json.encode(["post", author_id, group_id, title, content, list(attachment_ids)])
     )
@@ -111,8 +125,8 @@ async def publish(
     draft = drafts.seal_draft(ids, title, content, list(attachment_ids), worker_public_key)
     async with database.transaction():
         await lock_group(author_id, group_id)
-        if attachment_ids:
-            raise AttachmentNotFound
+        if post_id is not None:
+            await requests.keep_post(post_id)
         new = await database.fetchval(
             'INSERT INTO posts (id, "group", author, status, sealed_by, draft, request_mac)'
             " SELECT $1, $2, $3, 'pending', 'server', $4, $5"
@@ -136,11 +150,7 @@ async def is_repeated(ids: sealing_posts.PostIds, mac: bytes) -> bool:
 
 
 async def _has_recipients(group_id: UUID) -> bool:
-    found = await database.fetchval(
-        'SELECT EXISTS (SELECT 1 FROM user_group_association m JOIN user_keys k ON k."user" = m."user"'
-        ' WHERE m."group" = $1 AND NOT k.is_revoked AND k.unusable_at IS NULL)',
-        group_id,
-    )
+    found = await database.fetchval(f"SELECT EXISTS (SELECT 1 {_RECIPIENTS})", group_id)
     return bool(found)
 
 
@@ -228,12 +238,7 @@ def _frame_fields(post_id: UUID, group_id: UUID, author_id: UUID) -> dict[str, U
 
 async def _lock_post(caller_id: UUID, post_id: UUID) -> asyncpg.Record:
     """The post's group FOR SHARE, then the post FOR UPDATE, with the caller's role. Raises PostNotFound."""
-    group_id = await database.fetchval(
-        f'SELECT p."group" FROM posts p JOIN {_MEMBERSHIP} WHERE p.id = $2', caller_id, post_id
-    )
-    if group_id is None:
-        raise PostNotFound
-    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
+    await requests.lock_group_of_post(caller_id, post_id)
     post = await database.fetchrow(
         f'SELECT p."group", p.author, p.status, mine.role FROM posts p JOIN {_MEMBERSHIP}'
         " WHERE p.id = $2 FOR UPDATE OF p",
@@ -257,18 +262,32 @@ async def check_visible(caller_id: UUID, post_id: UUID) -> None:
         raise PostNotFound
 
 
+async def check_may_add_keys(caller_id: UUID, post_id: UUID) -> None:
+    """Raises what `add_own_keys` would raise because of who is asking: PostNotFound, NotDecider (holds no key of it).
+
+    Nobody holds the key of a post that is yet to be sealed: there it is too early to tell.
+    """
+    may_add = await database.fetchval(
+        f"SELECT p.status <> 'sealed' OR {holds('$1', 'p.id')} FROM posts p JOIN {_MEMBERSHIP} WHERE p.id = $2",
+        *(caller_id, post_id),
+    )
+    if may_add is None:
+        raise PostNotFound
+    if not may_add:
+        raise NotDecider
+
+
 async def add_own_keys(caller_id: UUID, post_id: UUID, sealed_keys: Sequence[OwnKey]) -> asyncpg.Record:
     """Who holds a post's key adds it for further active keys of its own; all or nothing.
 
-    Raises PostNotFound, NotDecider (holds no key of it), Invalid, NotSealed.
+    Raises PostNotFound, NotDecider, Invalid, NotSealed.
     """
     async with database.transaction():
         post = await _lock_post(caller_id, post_id)
+        await check_may_add_keys(caller_id, post_id)
         await _check_own_keys(caller_id, sealed_keys)
         if post["status"] != "sealed":
             raise NotSealed
-        if not await database.fetchval(f"SELECT {holds('$1', '$2')}", caller_id, post_id):
-            raise NotDecider
         await database.execute(
             "INSERT INTO post_keys (post, public_key, encrypted_key, granted_by)"
             " SELECT $1, k.id, k.sealed, $2 FROM unnest($3::uuid[], $4::bytea[]) AS k (id, sealed)"
@@ -325,6 +344,7 @@ async def seal(post_id: UUID, worker_private_keys: Sequence[bytes], seal_many: S
             return []
         recipients = await _recipients(ids.group)
         sealed = await _seal_to(recipients, sealed, post_key, seal_many)
+        await _skip(key_id for key_id, sealed_key in sealed.items() if sealed_key is None)
         if not any(sealed.values()):
             return await _fail(ids, "no_recipients")
         await _store(sealing_posts.seal_post(ids, draft.title, draft.content, [], post_key), ids, sealed)
@@ -337,11 +357,7 @@ def _lock_number(post_id: UUID) -> int:
 
 
 async def _recipients(group_id: UUID) -> dict[UUID, bytes]:
-    rows = await database.fetch(
-        'SELECT k.id, k.public_key FROM user_group_association m JOIN user_keys k ON k."user" = m."user"'
-        ' WHERE m."group" = $1 AND NOT k.is_revoked AND k.unusable_at IS NULL',
-        group_id,
-    )
+    rows = await database.fetch(f"SELECT k.id, k.public_key {_RECIPIENTS}", group_id)
     return {row["id"]: row["public_key"] for row in rows}
 
 
@@ -362,11 +378,14 @@ async def _lock_pending(ids: sealing_posts.PostIds) -> bool:
     return bool(locked)
 
 
+async def _skip(key_ids: Iterable[UUID]) -> None:
+    """One member's odd key never stops a group: it is skipped, here and from now on, and that is on record."""
+    # In the same order everywhere, so that groups which share such members don't wait for one another in a circle.
+    for key_id in sorted(key_ids):
+        await database.execute("UPDATE user_keys SET unusable_at = now() WHERE id = $1", key_id)
+
+
 async def _store(post: sealing_posts.SealedPost, ids: sealing_posts.PostIds, sealed: dict[UUID, bytes | None]) -> None:
-    unusable = [key_id for key_id, sealed_key in sealed.items() if sealed_key is None]
-    if unusable:
-        # One member's odd key never stops a group: it is skipped, here and from now on, and that is on record.
-        await database.execute("UPDATE user_keys SET unusable_at = now() WHERE id = ANY($1)", unusable)
     await database.execute(
         "UPDATE posts SET status = 'sealed', draft = NULL, heading = $2, content = $3, content_hash = $4,"
         " commitment = $5, sealed_at = now() WHERE id = $1",

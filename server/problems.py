@@ -5,7 +5,6 @@ import traceback
 from http import HTTPStatus
 from typing import Any
 
-import msgspec
 from litestar import Response
 from litestar.connection import Request
 from litestar.exceptions import HTTPException, ValidationException
@@ -51,23 +50,6 @@ CODES = {
 }
 
 RETRY_AFTER_S = 1
-
-
-class FieldProblem(msgspec.Struct):
-    pointer: str
-    """A JSON pointer into the body; `?name` for a query parameter."""
-    detail: str
-
-
-class Problem(msgspec.Struct, omit_defaults=True):
-    """RFC 9457. Some codes bring fields of their own, such as `request_id` or `retry_at`."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    errors: list[FieldProblem] | None = None
 
 
 def problem(
@@ -140,4 +122,5 @@ HANDLERS: dict[type[Exception] | int, Any] = {
     DomainError: answer_domain_error,
     HTTPException: answer_http_error,
     Exception: answer_unexpected,
-} | dict.fromkeys((kind for kind in database.UNAVAILABLE if issubclass(kind, Exception)), answer_unavailable)
+    **dict.fromkeys((kind for kind in database.UNAVAILABLE if issubclass(kind, Exception)), answer_unavailable),
+}

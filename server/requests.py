@@ -43,9 +43,10 @@ REPLAY_MARGIN = timedelta(seconds=60)
 
 
 def holds(user: str, post: str) -> str:
-    """SQL: an active key of `user` opens `post`."""
+    """SQL: an active key of `user`, who is not disabled, opens `post`."""
     return (
         "EXISTS (SELECT 1 FROM user_keys hk JOIN post_keys hp ON hp.public_key = hk.id"
+        ' JOIN users hu ON hu.id = hk."user" AND hu.disabled_at IS NULL'
         f' WHERE hk."user" = {user} AND NOT hk.is_revoked AND hp.post = {post})'
     )
 
@@ -79,7 +80,8 @@ async def ask(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> tuple[a
     Raises PostNotFound, KeyNotFound, NotSealed, AlreadyReadable, AlreadyRequested, RecentlyDenied, NoKey.
     """
     async with database.transaction():
-        await _lock_group_of_post(requester_id, post_id)
+        await lock_group_of_post(requester_id, post_id)
+        await keep_post(post_id)
         state = await _state(requester_id, post_id, key_id)
         chosen = _choose_key(state, key_id)
         if state["pending_id"] is None:
@@ -98,15 +100,28 @@ async def ask(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> tuple[a
     return await ask(requester_id, post_id, key_id)
 
 
-async def _lock_group_of_post(member_id: UUID, post_id: UUID) -> None:
+async def lock_group_of_post(member_id: UUID, post_id: UUID) -> None:
+    """The member's own row, then the post's group FOR SHARE. Raises PostNotFound.
+
+    Rows that name the member as requester or decider lock its row in any case, but later: a change of its keys, which
+    locks the user and then the groups, would meet that halfway.
+    """
     group_id = await database.fetchval(
-        'SELECT p."group" FROM posts p JOIN user_group_association m ON m."group" = p."group" AND m."user" = $1'
-        " WHERE p.id = $2",
+        'SELECT p."group" FROM posts p JOIN user_group_association m ON m."group" = p."group"'
+        ' JOIN users u ON u.id = m."user" WHERE u.id = $1 AND p.id = $2 FOR KEY SHARE OF u',
         *(member_id, post_id),
     )
     if group_id is None:
         raise PostNotFound
     await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
+
+
+async def keep_post(post_id: UUID) -> None:
+    """From being deleted before this transaction ends. A deletion that is under way is waited for.
+
+    Deleting locks the post before its requests, so whoever locks a request does this first.
+    """
+    await database.execute("SELECT 1 FROM posts WHERE id = $1 FOR KEY SHARE", post_id)
 
 
 async def _state(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> asyncpg.Record:
@@ -261,7 +276,8 @@ async def _lock_for_decision(decider_id: UUID, request_id: UUID) -> asyncpg.Reco
     request = await database.fetchrow(
         f"""
         SELECT r.post, r."user", r.public_key, r.status, {MAY_DECIDE} AS may_decide,
-            EXISTS (SELECT 1 FROM user_group_association w WHERE w."group" = r."group" AND w."user" = r."user")
+            EXISTS (SELECT 1 FROM user_group_association w JOIN users wu ON wu.id = w."user" AND wu.disabled_at IS NULL
+                WHERE w."group" = r."group" AND w."user" = r."user")
             AND EXISTS (SELECT 1 FROM user_keys k WHERE k.id = r.public_key AND NOT k.is_revoked) AS is_still_wanted
         FROM read_post_request r JOIN posts p ON p.id = r.post JOIN {_MEMBERSHIP} WHERE r.id = $2 FOR UPDATE OF r
         """,
@@ -277,12 +293,13 @@ async def _lock_for_decision(decider_id: UUID, request_id: UUID) -> asyncpg.Reco
 
 
 async def _lock_group_of_request(member_id: UUID, request_id: UUID) -> None:
-    group_id = await database.fetchval(
-        f'SELECT r."group" FROM read_post_request r JOIN {_MEMBERSHIP} WHERE r.id = $2', member_id, request_id
-    )
-    if group_id is None:
-        raise ReadRequestNotFound
-    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
+    """As `lock_group_of_post`, and the post is kept. Raises ReadRequestNotFound."""
+    post_id = await database.fetchval("SELECT post FROM read_post_request WHERE id = $1", request_id)
+    try:
+        await lock_group_of_post(member_id, post_id)
+    except PostNotFound:
+        raise ReadRequestNotFound from None
+    await keep_post(post_id)
 
 
 async def _decide(request_id: UUID, status: Status, decided_by: UUID | None) -> tuple[asyncpg.Record, list[Event]]:

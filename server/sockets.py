@@ -41,6 +41,8 @@ class MembershipFrame(msgspec.Struct):
 
 
 class Sockets:
+    """`count` is of this process: the limit is there so that no user can use up a process, and each has its own."""
+
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._open: set[Socket] = set()
@@ -119,7 +121,13 @@ class Sockets:
         for socket in sockets:
             if socket.caller.credential_id not in live:
                 socket.credential_ended.set()
-            elif socket in self._open:
-                # Only what differs between then and now: an event may have changed the rest meanwhile.
-                now = members[socket.caller.user_id]
-                await self._set_groups(socket, (socket.group_ids - (heard[socket] - now)) | (now - heard[socket]))
+        # All at once: while Redis is away, listening to a new group takes as long as it may.
+        changed = [socket for socket in sockets if heard[socket] != members[socket.caller.user_id]]
+        await asyncio.gather(
+            *(self._correct(socket, heard[socket], members[socket.caller.user_id]) for socket in changed)
+        )
+
+    async def _correct(self, socket: Socket, heard: set[UUID], now: set[UUID]) -> None:
+        if socket in self._open:
+            # Only what differs between then and now: an event may have changed the rest meanwhile.
+            await self._set_groups(socket, (socket.group_ids - (heard - now)) | (now - heard))

@@ -47,9 +47,9 @@ SEAL_TIMEOUT_S = 300
 NO_LIMIT = 2**31
 
 # Together below the ten seconds that `up`, Docker and systemd's impatient users leave a process to stop.
-COMPLETION_WAIT_S = 5
-CANCEL_WAIT_S = 2.0
-GOODBYE_S = 1.0
+COMPLETION_WAIT_S = 4
+CANCEL_WAIT_S = 1.0
+GOODBYE_S = 0.5
 
 ANSWER_TIMEOUT_S = 5.0
 

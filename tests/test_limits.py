@@ -1,0 +1,233 @@
+"""Rate limits: who is held back, what it is told, and that losing Redis lets nobody through and holds nobody up."""
+
+import asyncio
+import base64
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address
+from typing import Any
+
+import httpx
+import pytest
+
+from server.settings import Settings
+from tests.people import PASSWORD, Person, code, good, new_email
+from tests.redis_server import RedisServer, running_redis
+
+LOGINS, CALLS, ASKED = 3, 12, 2
+
+
+@asynccontextmanager
+async def limited_api(settings: Settings, redis_url: str) -> AsyncIterator[str]:
+    """An API of its own, in a process of its own, on the database of the others."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environ = os.environ | {
+        "DATABASE_URL": str(settings.database_url),
+        "REDIS_URL": redis_url,
+        "WORKER_PUBLIC_KEY": base64.b64encode(settings.worker_public_key or b"").decode(),
+        "REQUEST_MAC_KEY": base64.b64encode(settings.request_mac_key or b"").decode(),
+        "LOGIN_RATE_PER_MINUTE": str(LOGINS),
+        "RATE_PER_MINUTE": str(CALLS),
+        "REQUEST_READ_RATE_PER_HOUR": str(ASKED),
+        "TRUSTED_PROXIES": "127.0.0.1",
+        "LOG_LEVEL": "error",
+        "PORT": str(port),
+    }
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "server.cli", "api", env=environ)
+    try:
+        async with asyncio.timeout(60), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            while True:
+                assert process.returncode is None
+                try:
+                    good(await client.get("/health/live"))
+                    break
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await asyncio.wait_for(process.wait(), 30)
+
+
+@pytest.fixture(scope="module")
+async def limited(settings: Settings, server: str) -> AsyncIterator[str]:
+    async with limited_api(settings, str(settings.redis_url)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def own_redis() -> Iterator[RedisServer]:
+    with running_redis() as redis:
+        yield redis
+
+
+@pytest.fixture(scope="module")
+async def with_own_redis(settings: Settings, server: str, own_redis: RedisServer) -> AsyncIterator[str]:
+    async with limited_api(settings, own_redis.url) as url:
+        yield url
+
+
+ADDRESSES = (IPv4Address("198.18.0.0") + n for n in range(1, 2**16))
+
+
+@asynccontextmanager
+async def visitor(url: str, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Somebody at an address that nobody else has."""
+    headers = {"X-Forwarded-For": str(next(ADDRESSES))} | headers
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30) as client:
+        yield client
+
+
+async def log_in(client: httpx.AsyncClient, email: str | None = None, password: str = PASSWORD) -> httpx.Response:
+    return await client.post("/login", json={"email": email or new_email(), "password": password})
+
+
+def held_back(answer: httpx.Response, name: str, limit: int, window_s: int) -> None:
+    assert code(answer) == (429, "rate_limited")
+    wait_s = int(answer.headers["Retry-After"])
+    assert 1 <= wait_s <= window_s
+    assert answer.headers["RateLimit-Policy"] == f'"{name}";q={limit};w={window_s}'
+    assert answer.headers["RateLimit"] == f'"{name}";r=0;t={wait_s}'
+
+
+def statuses(answers: list[httpx.Response]) -> list[int]:
+    return sorted(answer.status_code for answer in answers)
+
+
+async def test_logins_are_limited_by_address(limited: str) -> None:
+    async with visitor(limited) as client:
+        for _ in range(LOGINS):
+            assert code(await log_in(client)) == (401, "unauthenticated")
+        held_back(await log_in(client), "login", LOGINS, 60)
+        held_back(
+            await client.post("/sign-up", json={"name": "x", "email": new_email(), "password": PASSWORD}),
+            *("login", LOGINS, 60),
+        )
+        assert code(await client.get("/me")) == (401, "unauthenticated"), "nothing else is held back"
+    async with visitor(limited) as elsewhere:
+        assert code(await log_in(elsewhere)) == (401, "unauthenticated")
+
+
+async def test_logins_are_limited_by_email_however_it_is_written_and_whoever_tries(limited: str, alice: Person) -> None:
+    email = alice.user["email"]
+    for variant in (email, email.upper(), f" {email}")[:LOGINS]:
+        async with visitor(limited) as client:
+            assert code(await log_in(client, variant, "not the password")) == (401, "unauthenticated")
+    async with visitor(limited) as client:
+        held_back(await log_in(client, email.title()), "login", LOGINS, 60)
+        held_back(await log_in(client, email), "login", LOGINS, 60)
+    # What is already open is not closed by strangers who try to get in.
+    async with visitor(limited, Authorization=f"Bearer {alice.token}") as client:
+        good(await client.get("/me"))
+
+
+async def test_current_password_is_not_guessed_faster_than_by_logging_in(limited: str, alice: Person) -> None:
+    async with visitor(limited, Authorization=f"Bearer {alice.token}") as client:
+        for _ in range(LOGINS):
+            answer = await client.patch("/me", json={"password": "new password", "current_password": "a guess"})
+            assert code(answer) == (403, "wrong_password")
+        answer = await client.patch("/me", json={"password": "new password", "current_password": PASSWORD})
+        held_back(answer, "login", LOGINS, 60)
+        good(await client.patch("/me", json={"name": "Alicia"}))
+
+
+async def test_what_does_not_fit_is_refused_without_counting(limited: str) -> None:
+    async with visitor(limited) as client:
+        for _ in range(LOGINS + 1):
+            assert code(await client.post("/login", content=b"{")) == (400, "malformed_json")
+            assert code(await client.post("/login", json={})) == (422, "invalid")
+        assert code(await log_in(client)) == (401, "unauthenticated")
+
+
+async def test_calls_are_limited_by_user_and_counted_before_the_body_is_read(
+    limited: str, alice: Person, bob: Person
+) -> None:
+    async with visitor(limited, Authorization=f"Bearer {alice.token}") as client:
+        answers = await asyncio.gather(*(client.get("/me") for _ in range(CALLS + 5)))
+        assert statuses(answers) == [200] * CALLS + [429] * 5
+        for answer in (await client.get("/me"), await client.post("/groups", content=b"{"), await client.get("/keys")):
+            held_back(answer, "call", CALLS, 60)
+            assert answer.headers["Cache-Control"] == "no-store"
+            assert answer.headers["X-Request-Id"]
+    async with visitor(limited, Authorization=f"Bearer {bob.token}") as client:
+        good(await client.get("/me"))
+
+
+async def test_asking_to_read_is_limited_by_user(limited: str, alice: Person, bob: Person) -> None:
+    group_id = await alice.found_group()
+    posts = [await alice.publish(group_id) for _ in range(ASKED + 1)]
+    await alice.add(group_id, bob)
+    async with visitor(limited, Authorization=f"Bearer {bob.token}") as client:
+        for post in posts[:ASKED]:
+            good(await client.post(f"/posts/{post['id']}/request_read"), 201)
+        held_back(await client.post(f"/posts/{posts[ASKED]['id']}/request_read"), "request_read", ASKED, 3600)
+        good(await client.get(f"/posts/{posts[ASKED]['id']}"))
+
+
+async def test_redis_is_told_no_address_of_a_mailbox(with_own_redis: str, own_redis: RedisServer) -> None:
+    email = new_email()
+    async with visitor(with_own_redis) as client:
+        await log_in(client, email)
+    reader, writer = await asyncio.open_unix_connection(own_redis.url.removeprefix("unix://"))
+    writer.write(b"KEYS *\r\n")
+    await writer.drain()
+    size = int((await reader.readline())[1:])
+    names = b"".join([await reader.readline() for _ in range(2 * size)])
+    writer.close()
+    assert b"secureblogs:limits" in names
+    assert b"login" in names
+    assert email.encode() not in names
+    assert email.partition("@")[0].encode() not in names
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+async def test_without_redis_all_is_answered_and_logins_are_limited_all_the_same(
+    with_own_redis: str, own_redis: RedisServer, alice: Person, how: str
+) -> None:
+    async with visitor(with_own_redis) as client:
+        await log_in(client)
+    if how == "killed":
+        own_redis.kill()
+    else:
+        own_redis.send(signal.SIGSTOP)
+    try:
+        async with visitor(with_own_redis, Authorization=f"Bearer {alice.token}") as client:
+            start = time.monotonic()
+            good(await client.get("/me"))
+            for _ in range(5):
+                good(await client.get("/groups"))
+            assert time.monotonic() - start < 4, "Redis is waited for once, not each time"
+            good(await client.post("/groups", json={"name": "Friends"}), 201)
+            unavailable = await client.post("/ws-tickets")
+            assert code(unavailable) == (503, "unavailable")
+            assert unavailable.headers["Retry-After"]
+        answers = [
+            await attempt(with_own_redis, address="198.19.0.1" if how == "killed" else "198.19.0.2")
+            for _ in range(LOGINS + 2)
+        ]
+        assert [answer.status_code for answer in answers] == [401] * LOGINS + [429] * 2
+        held_back(answers[-1], "login", LOGINS, 60)
+    finally:
+        if how == "killed":
+            own_redis.start()
+        else:
+            own_redis.send(signal.SIGCONT)
+
+
+async def attempt(url: str, address: str) -> httpx.Response:
+    async with visitor(url, **{"X-Forwarded-For": address}) as client:
+        return await log_in(client)
+
+
+async def test_limits_are_off_where_settings_say_so(server: str, alice: Person) -> None:
+    answers: list[Any] = await asyncio.gather(*(alice.get("/me") for _ in range(CALLS * 3)))
+    assert statuses(answers) == [200] * CALLS * 3
+    assert not {name for answer in answers for name in answer.headers if name.startswith("ratelimit")}

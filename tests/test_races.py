@@ -1,0 +1,321 @@
+"""What happens at once: whoever comes first, nothing is sealed to those who have gone, and nobody stands in a circle."""
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+
+from server import database, groups, keys, posts
+from server.posts import SealingElsewhere
+from server.settings import Settings
+from tests.people import Person, code, good, person
+from tests.test_requests import ask_often, begin
+
+pytestmark = pytest.mark.usefixtures("database_pool")
+
+INTERLEAVINGS = 60
+AT_ONCE = 3
+MAX_PAUSE_S = 0.004
+
+
+@pytest.fixture(scope="module")
+async def alice(server: str) -> AsyncIterator[Person]:
+    async with person(server, "Alice") as someone:
+        yield someone
+
+
+@pytest.fixture(scope="module")
+async def bob(server: str) -> AsyncIterator[Person]:
+    async with person(server, "Bob") as someone:
+        yield someone
+
+
+class Scene(NamedTuple):
+    """A group of an owner and a member, one key each, and a post of the owner's that is yet to be sealed."""
+
+    settings: Settings
+    group_id: UUID
+    owner_id: UUID
+    member_id: UUID
+    owner_key_id: UUID
+    member_key_id: UUID
+    post_id: UUID
+
+
+async def insert_user() -> UUID:
+    user_id: UUID = await database.fetchval(
+        "INSERT INTO users (name, email, email_key, password)"
+        " SELECT 'Someone', e, e, '' FROM CAST(gen_random_uuid() AS text) e RETURNING id"
+    )
+    return user_id
+
+
+async def insert_key(user_id: UUID) -> UUID:
+    key_id: UUID = await database.fetchval(
+        'INSERT INTO user_keys ("user", public_key, verify_key, proof, label)'
+        " VALUES ($1, $2, $3, $4, 'key') RETURNING id",
+        *(user_id, os.urandom(32), bytes(32), bytes(64)),
+    )
+    return key_id
+
+
+async def set_up(settings: Settings) -> Scene:
+    owner_id, member_id = await insert_user(), await insert_user()
+    group, _, _ = await groups.create(owner_id, "friends", None, bytes(32), settings)
+    await groups.add_member(owner_id, group["id"], member_id, None, "member", settings)
+    owner_key_id, member_key_id = await insert_key(owner_id), await insert_key(member_id)
+    post, _ = await posts.publish(
+        *(owner_id, group["id"], "A title", "Some text", [], None, settings.worker_public_key or b"", bytes(32))
+    )
+    # Out of the sweep's reach: it is sealed here.
+    await database.execute("UPDATE posts SET created_at = now() + interval '1 hour' WHERE id = $1", post["id"])
+    return Scene(settings, group["id"], owner_id, member_id, owner_key_id, member_key_id, post["id"])
+
+
+async def status(post_id: UUID) -> str | None:
+    found: str | None = await database.fetchval("SELECT status FROM posts WHERE id = $1", post_id)
+    return found
+
+
+async def keys_of(post_id: UUID) -> set[UUID]:
+    return {
+        row["public_key"] for row in await database.fetch("SELECT public_key FROM post_keys WHERE post = $1", post_id)
+    }
+
+
+async def seal_slowly(scene: Scene, chance: random.Random) -> UUID:
+    """Seal the post; before the group is locked a key is added, so that one more is to be sealed under the lock."""
+    late_key_ids: list[UUID] = []
+
+    async def seal_many(_: bytes, public_keys: list[bytes]) -> list[bytes | None]:
+        if not late_key_ids:
+            late_key_ids.append(await insert_elsewhere(scene.owner_id))
+        await asyncio.sleep(chance.uniform(0, MAX_PAUSE_S))
+        return [bytes(80)] * len(public_keys)
+
+    await posts.seal(scene.post_id, scene.settings.worker_private_keys, seal_many)
+    return late_key_ids[0] if late_key_ids else scene.owner_key_id
+
+
+async def insert_elsewhere(user_id: UUID) -> UUID:
+    """On a connection of its own, not on that of the sealing."""
+    key_id: UUID = await database.ENGINE.pool.fetchval(
+        'INSERT INTO user_keys ("user", public_key, verify_key, proof, label)'
+        " VALUES ($1, $2, $3, $4, 'key') RETURNING id",
+        *(user_id, os.urandom(32), bytes(32), bytes(64)),
+    )
+    return key_id
+
+
+async def remove_member(scene: Scene) -> None:
+    await groups.remove_member(scene.owner_id, scene.group_id, scene.member_id)
+
+
+async def revoke_key(scene: Scene) -> None:
+    await keys.revoke(scene.member_id, scene.member_key_id)
+
+
+async def delete_group(scene: Scene) -> None:
+    await groups.delete(scene.owner_id, scene.group_id)
+
+
+async def delete_post(scene: Scene) -> None:
+    await posts.delete(scene.owner_id, scene.post_id)
+
+
+async def many_times(settings: Settings, play: Callable[[Scene, random.Random], Awaitable[str]]) -> Counter[str]:
+    """What became of INTERLEAVINGS scenes, AT_ONCE of which are played at a time."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def play_one(number: int) -> str:
+        async with room:
+            return await play(await set_up(settings), random.Random(number))
+
+    return Counter(await asyncio.gather(*(play_one(number) for number in range(INTERLEAVINGS))))
+
+
+@pytest.mark.parametrize("remove", [remove_member, revoke_key])
+async def test_nothing_is_sealed_to_who_has_gone(
+    settings: Settings, remove: Callable[[Scene], Awaitable[None]]
+) -> None:
+    async def play(scene: Scene, chance: random.Random) -> str:
+        async def go() -> str | None:
+            await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
+            await remove(scene)
+            return await status(scene.post_id)
+
+        late_key_id, status_afterwards = await asyncio.gather(seal_slowly(scene, chance), go())
+        assert await status(scene.post_id) == "sealed"
+        others = {scene.owner_key_id, late_key_id}
+        sealed_to = await keys_of(scene.post_id)
+        assert sealed_to in (others, others | {scene.member_key_id})
+        if status_afterwards == "pending":
+            assert sealed_to == others, "it was sealed after the removal"
+            return "removed first"
+        return "sealed first" if sealed_to != others else "removed first"
+
+    outcomes = await many_times(settings, play)
+    assert min(outcomes["removed first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
+
+
+@pytest.mark.parametrize("delete", [delete_group, delete_post])
+async def test_nothing_is_sealed_of_what_is_deleted(
+    settings: Settings, delete: Callable[[Scene], Awaitable[None]]
+) -> None:
+    async def play(scene: Scene, chance: random.Random) -> str:
+        async def go() -> None:
+            await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
+            await delete(scene)
+
+        async def seal() -> bool:
+            await seal_slowly(scene, chance)
+            return await status(scene.post_id) is not None
+
+        sealed_first, _ = await asyncio.gather(seal(), go())
+        assert await status(scene.post_id) is None
+        assert await keys_of(scene.post_id) == set()
+        return "sealed first" if sealed_first else "deleted first"
+
+    outcomes = await many_times(settings, play)
+    assert min(outcomes["deleted first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
+
+
+async def test_who_is_there_in_time_gets_a_key(settings: Settings) -> None:
+    async def play(scene: Scene, chance: random.Random) -> str:
+        newcomer_id = await insert_user()
+        newcomer_key_id = await insert_key(newcomer_id)
+
+        async def join() -> str | None:
+            await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
+            await groups.add_member(scene.owner_id, scene.group_id, newcomer_id, None, "member", settings)
+            return await status(scene.post_id)
+
+        _, status_afterwards = await asyncio.gather(seal_slowly(scene, chance), join())
+        has_key = newcomer_key_id in await keys_of(scene.post_id)
+        if status_afterwards == "pending":
+            assert has_key, "it was sealed after the newcomer was there"
+        return "in time" if has_key else "late"
+
+    outcomes = await many_times(settings, play)
+    assert min(outcomes["in time"], outcomes["late"]) > INTERLEAVINGS / 10, outcomes
+
+
+async def test_of_ten_sealings_at_once_one_counts(settings: Settings) -> None:
+    scene = await set_up(settings)
+
+    async def seal() -> int:
+        async def seal_many(_: bytes, public_keys: list[bytes]) -> list[bytes | None]:
+            await asyncio.sleep(0.01)
+            return [bytes(80)] * len(public_keys)
+
+        try:
+            return len(await posts.seal(scene.post_id, settings.worker_private_keys, seal_many))
+        except SealingElsewhere:
+            return 0
+
+    assert sum(await asyncio.gather(*(seal() for _ in range(10)))) == 1
+    assert await keys_of(scene.post_id) == {scene.owner_key_id, scene.member_key_id}
+
+
+# ------------------------------------------------------------------------------------ nobody stands in a circle
+
+
+def statuses(answers: list[Any]) -> set[int]:
+    return {answer.status_code for answer in answers}
+
+
+async def test_who_enrols_keys_posts_asks_and_decides_all_at_once(server: str, bob: Person) -> None:
+    async with person(server, "Alice") as alice:
+        own, story = await begin(alice, bob), await begin(bob, alice)
+        pending = await ask_often(own, bob, 12)
+        denied = [request_id for number, request_id in enumerate(pending) if number % 2]
+        others = await ask_often(story, alice, 12)
+        answers: list[Any] = []
+        for number in range(3):
+            part = slice(4 * number, 4 * number + 4)
+            devices = [await alice.enrol() for _ in range(2)]
+            body = {"group_id": own.group_id, "title": "A title", "content": "Some text"}
+            answers += await asyncio.gather(
+                *(alice.enrol() for _ in range(2)),
+                *(alice.delete(f"/keys/{device.id}") for device in devices),
+                *(alice.post("/posts", body) for _ in range(4)),
+                *(
+                    alice.post(f"/read-requests/{request_id}/deny")
+                    for request_id in denied[2 * number : 2 * number + 2]
+                ),
+                *(alice.delete(f"/read-requests/{request_id}") for request_id in others[part]),
+            )
+        assert statuses([answer for answer in answers if hasattr(answer, "status_code")]) == {200, 201, 204}
+
+
+async def test_post_may_be_deleted_whatever_is_done_with_its_requests(server: str, alice: Person, bob: Person) -> None:
+    async with person(server, "Carol") as carol:
+        story = await begin(alice, carol)
+        await alice.add(story.group_id, bob)
+        ids = await ask_often(story, carol, 24)
+        requests = [good(await alice.get(f"/read-requests/{request_id}")) for request_id in ids]
+
+        async def play(number: int, request: dict[str, Any]) -> None:
+            path, post_path = f"/read-requests/{request['id']}", f"/posts/{request['post_id']}"
+            approving = alice.post(f"{path}/approve", alice.reseal(story.post, request))
+            deleting, asking = alice.delete(post_path), bob.post(f"{post_path}/request_read")
+            meanwhile = carol.delete(path) if number % 2 else alice.post(f"{path}/deny")
+            approved, deleted, asked, other = await asyncio.gather(approving, deleting, asking, meanwhile)
+            assert deleted.status_code == 204
+            for answer, allowed in ((approved, {200, 404, 409}), (asked, {201, 404}), (other, {200, 204, 404, 409})):
+                assert answer.status_code in allowed, answer.text
+            assert code(await carol.get(path)) == (404, "read_request_not_found")
+            assert await keys_of(UUID(request["post_id"])) == set()
+
+        await asyncio.gather(*(play(number, request) for number, request in enumerate(requests)))
+
+
+async def test_approval_and_revocation_of_the_key_do_not_both_win(server: str, alice: Person) -> None:
+    async with person(server, "Carol") as carol:
+        story = await begin(alice, carol)
+        ids = await ask_often(story, carol, 30)
+        requests = [good(await alice.get(f"/read-requests/{request_id}")) for request_id in ids]
+        room = asyncio.Semaphore(5)
+
+        async def approve(request: dict[str, Any]) -> int:
+            async with room:
+                grant = alice.reseal(story.post, request)
+                return (await alice.post(f"/read-requests/{request['id']}/approve", grant)).status_code
+
+        async def revoke() -> int:
+            await asyncio.sleep(0.05)
+            return (await carol.delete(f"/keys/{carol.devices[0].id}")).status_code
+
+        *answers, revoked = await asyncio.gather(*(approve(request) for request in requests), revoke())
+        assert revoked == 204
+        assert set(answers) <= {200, 409}
+        for request, answer in zip(requests, answers, strict=True):
+            now = good(await alice.get(f"/read-requests/{request['id']}"))["status"]
+            assert now == ("approved" if answer == 200 else "cancelled")
+            granted = UUID(carol.devices[0].id) in await keys_of(UUID(request["post_id"]))
+            assert granted == (answer == 200)
+
+
+async def test_approval_and_removal_of_the_requester_do_not_both_win(server: str, alice: Person) -> None:
+    async with person(server, "Carol") as carol:
+        stories = [await begin(alice, carol) for _ in range(10)]
+        asked = [await carol.ask(story.post_id) for story in stories]
+
+        async def play(number: int) -> None:
+            story, request = stories[number], asked[number]
+            approving = alice.post(f"/read-requests/{request['id']}/approve", alice.reseal(story.post, request))
+            removing = alice.delete(f"/groups/{story.group_id}/members/{carol.id}")
+            both = (removing, approving) if number % 2 else (approving, removing)
+            answers = await asyncio.gather(*both)
+            removed, approved = answers if number % 2 else reversed(answers)
+            assert removed.status_code == 204
+            assert approved.status_code in {200, 409}
+            now = good(await alice.get(f"/read-requests/{request['id']}"))["status"]
+            assert now == ("approved" if approved.status_code == 200 else "cancelled")
+
+        await asyncio.gather(*(play(number) for number in range(len(stories))))
