@@ -346,6 +346,7 @@ def make_secrets(machine: Machine) -> set[str]:
 
 
 def test_secrets_are_made_once(machine: Machine) -> None:
+    machine.secrets.mkdir(mode=0o755)
     assert make_secrets(machine) == set(COMPOSE["secrets"])
     before = {path.name: path.read_text() for path in machine.secrets.iterdir()}
     assert make_secrets(machine) == set(COMPOSE["secrets"])

@@ -20,9 +20,8 @@ sodium.randombytes_buf = length => set.shift() ?? random(length)
 const lies = new Map()
 const { fetch } = globalThis
 globalThis.fetch = async (url, options) => {
-  const { pathname } = new URL(url)
-  const lie = lies.get(`${options.method} ${pathname}`)
-  return lie === undefined ? fetch(url, options) : Response.json(lie)
+  const request = `${options.method} ${new URL(url).pathname}`
+  return lies.has(request) ? Response.json(lies.get(request)) : fetch(url, options)
 }
 
 const page = await import('./secureblogs.mjs')
@@ -36,22 +35,24 @@ const functions = {
   pin: (me, pins) => { Object.assign(me.pins, pins) },
   takeShown: () => shown.splice(0),
   close: socket => socket.close(),
-  publishAll: async (me, groupId, texts) => {
-    const ids = []
-    for (const [title, content] of texts) ids.push((await page.publish(me, groupId, title, content)).id)
-    return ids
-  },
-  readAll: async (me, ids) => {
-    const read = []
-    for (const id of ids) {
-      const { title, content, seal } = await page.read(me, id)
-      read.push([title, content, seal])
-    }
-    return read
-  },
+  publishAll: (me, posts) => each(posts, async post => (await page.publish(me, ...post)).id),
+  readAll: (me, ids) => each(ids, async id => {
+    const { title, content, seal } = await page.read(me, id)
+    return [title, content, seal]
+  }),
+  sealAll: (ids, texts, signingKey, publicKey) => texts.map(text => {
+    const { postKey, ...parts } = page.sealPost(ids, ...text, signingKey)
+    return { ...parts, sealedKey: page.sealKey(postKey, publicKey) }
+  }),
   openAnswered: (post, sealedKey, keys, verifyKey) => page.openPost(post, page.openKey(sealedKey, keys), verifyKey),
   // The answer of each call, or null where it throws.
   tryAll: (name, calls) => calls.map(one => { try { return functions[name](...one) } catch { return null } }),
+}
+
+async function each(all, work) {
+  const results = []
+  for (const one of all) results.push(await work(one))
+  return results
 }
 
 const special = {

@@ -125,8 +125,8 @@ async def running_node(folder: Path, *flags: str) -> AsyncIterator[Node]:
             await asyncio.gather(process.wait(), reading)
 
 
-def node_version() -> tuple[int, ...]:
-    """Skips where Node or npm is absent, or too old; on CI that is a failure."""
+def check_version() -> None:
+    """Skip where Node or npm is absent, or too old; on CI that is a failure."""
     give_up = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
     if shutil.which("node") is None or shutil.which("npm") is None:
         give_up("node and npm are needed to run the code of docs/javascript.md")
@@ -134,7 +134,6 @@ def node_version() -> tuple[int, ...]:
     version = tuple(int(number) for number in re.findall(r"\d+", shown)[:3])
     if version < OLDEST_NODE:
         give_up(f"Node {'.'.join(map(str, OLDEST_NODE))} or later is needed; this is {shown.strip()}")
-    return version
 
 
 def install_packages(cache: pytest.Cache) -> Path:
@@ -155,9 +154,11 @@ def install_packages(cache: pytest.Cache) -> Path:
     return modules
 
 
-def write_page(folder: Path) -> None:
-    """Each block of the page whose first line names a file becomes that file."""
+def write_page(folder: Path, modules: Path) -> None:
+    """Each block of the page becomes the file that its first line names."""
     blocks = re.findall(r"^```js\n(// (\S+)\n.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     assert [name for _, name in blocks] == ["secureblogs.mjs", "story.mjs"]
     for code, name in blocks:
         (folder / name).write_text(code, "utf-8")
+    shutil.copy(HERE / "driver.mjs", folder)
+    (folder / "node_modules").symlink_to(modules)
