@@ -4,9 +4,9 @@
         async for post in client.posts():
             ...
 
-Opening posts, making keys and granting take private keys as well: see `client.reading`, `client.enrolling` and
-`client.granting`. Lists are async iterators that fetch the next page when it is needed. Each call raises what
-`client.errors` names.
+Sealing and opening posts, making keys and granting take private keys as well: see `client.posting`, `client.reading`,
+`client.enrolling`, `client.linking` and `client.granting`. Lists are async iterators that fetch the next page when it
+is needed. Each call raises what `client.errors` names.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from client.errors import BadAnswer
+from client.errors import BadAnswer, Substituted
 from client.events import Event, event_of
 from client.follow import Follower, Renew
 from client.models import (
@@ -36,6 +36,7 @@ from client.models import (
     UserKeys,
 )
 from client.transport import Retries, Transport
+from server.sealing.posts import PostIds, SealedPost
 
 Item = TypeVar("Item")
 
@@ -147,7 +148,7 @@ class Client:
         """The name and every key of a user that the caller has to do with."""
         answer = await self._transport.fetch("GET", f"/users/{user_id}/keys", UserKeys)
         if answer.id != user_id or any(key.user_id != user_id for key in answer.keys):
-            raise BadAnswer("the server answered with another user's keys")
+            raise Substituted("the server answered with another user's keys")
         return answer
 
     # Groups
@@ -195,21 +196,49 @@ class Client:
     # Posts
 
     async def create_post(self, group_id: UUID, title: str, content: str, *, post_id: UUID | None = None) -> Post:
-        """Have the server seal a post. It is `pending` until a worker has; see `wait_until_sealed`."""
+        """Have the server, which then sees the text, seal a post; `client.posting.publish` seals it here.
+
+        It is `pending` until a worker has sealed it; see `wait_until_sealed`.
+        """
         body = {"id": post_id or uuid7(), "group_id": group_id, "title": title, "content": content}
         return await self._transport.fetch("POST", "/posts", Post, body=body, repeatable=True)
+
+    async def create_sealed_post(
+        self,
+        ids: PostIds,
+        sealed: SealedPost,
+        signing_key_id: UUID,
+        sealed_keys: Sequence[SealedKey],
+        withheld: Sequence[UUID] = (),
+    ) -> Post:
+        """Store a post that was sealed here, by `client.posting`: to exactly the group's active keys, or openly not.
+
+        Conflict `recipients_changed`, with the `missing` keys and `unknown` ids in its problem.
+        """
+        body = {
+            "id": ids.post,
+            "group_id": ids.group,
+            "heading": sealed.heading,
+            "content": sealed.content,
+            "commitment": sealed.commitment,
+            "signature": sealed.signature,
+            "signing_key_id": signing_key_id,
+            "sealed_keys": sealed_keys,
+            "withheld": withheld,
+        }
+        return await self._transport.fetch("POST", "/posts/sealed", Post, body=body, repeatable=True)
 
     async def posts(self, group_id: UUID | None = None) -> AsyncIterator[Post]:
         """Posts without content, newest first, of one group or of all the caller's groups."""
         async for post in self._list("/posts", Page[Post], {"group_id": group_id}):
             if group_id not in (None, post.group_id):
-                raise BadAnswer("the server answered with another group's posts")
+                raise Substituted("the server answered with another group's posts")
             yield post
 
     async def post(self, post_id: UUID) -> Post:
         answer = await self._transport.fetch("GET", f"/posts/{post_id}", Post)
         if answer.id != post_id:
-            raise BadAnswer("the server answered with another post")
+            raise Substituted("the server answered with another post")
         return answer
 
     async def wait_until_sealed(self, post_id: UUID, seconds: float) -> Post:
@@ -234,7 +263,7 @@ class Client:
     async def add_post_keys(self, post_id: UUID, sealed_keys: Sequence[SealedKey]) -> Post:
         """Add a post's key for further active keys of the caller's own."""
         body = {"sealed_keys": sealed_keys}
-        return await self._transport.fetch("POST", f"/posts/{post_id}/keys", Post, body=body)
+        return await self._transport.fetch("POST", f"/posts/{post_id}/keys", Post, body=body, repeatable=True)
 
     # Read requests
 
@@ -254,7 +283,7 @@ class Client:
     async def read_request(self, request_id: UUID) -> ReadRequest:
         answer = await self._transport.fetch("GET", f"/read-requests/{request_id}", ReadRequest)
         if answer.id != request_id:
-            raise BadAnswer("the server answered with another request")
+            raise Substituted("the server answered with another request")
         return answer
 
     async def approve(self, request_id: UUID, sealed_key: bytes) -> ReadRequest:

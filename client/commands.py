@@ -18,10 +18,13 @@ from client import prompts, terminal
 from client.api import Client
 from client.errors import (
     BadAddress,
+    BadLinkCode,
     BadText,
     CannotOpen,
     ClientError,
     CredentialEnded,
+    GrantReturned,
+    HeldElsewhere,
     IdentityError,
     NetworkError,
     NoCredential,
@@ -32,6 +35,7 @@ from client.errors import (
     Unauthenticated,
     Unavailable,
     UntrustedKey,
+    UntrustedRecipients,
     WrongPassphrase,
 )
 from client.identity import Identity, read_identity
@@ -39,7 +43,7 @@ from client.models import Group
 from client.people import People
 from client.pins import read_pins, save_pins
 from client.profile import Profile, Session, open_profile
-from client.transport import is_loopback
+from client.transport import Retries, is_loopback
 
 Options = ParamSpec("Options")
 Item = TypeVar("Item")
@@ -48,7 +52,7 @@ Verb = Callable[Concatenate[Profile, Options], Awaitable[None]]
 USAGE, NETWORK, CREDENTIALS, UNVERIFIED, INTERRUPTED = 2, 3, 4, 5, 130
 
 _EXIT_CODES: tuple[tuple[tuple[type[ClientError], ...], int], ...] = (
-    ((BadAddress, BadText), USAGE),
+    ((BadAddress, BadLinkCode, BadText), USAGE),
     ((NetworkError, Unavailable), NETWORK),
     ((Unauthenticated, NotLoggedIn, NoCredential, IdentityError, CredentialEnded), CREDENTIALS),
     ((CannotOpen,), UNVERIFIED),
@@ -70,6 +74,7 @@ _ADVICE_BY_CODE = {
     "already_requested": "it was asked for another key; see `secureblogs requests list --role requester`",
     "already_decided": "see `secureblogs requests list --status all`",
     "key_taken": "it was enrolled before",
+    "recipients_changed": "the group's members or keys keep changing: try again",
 }
 
 _ADVICE_BY_ACCESS = {
@@ -125,12 +130,18 @@ def advise(error: ClientError) -> str | None:  # noqa: PLR0911 - a table in all 
         case NotReadable():
             advice = _ADVICE_BY_ACCESS.get(error.access)
             return advice and advice.format(post=error.post_id)
-        case UntrustedKey():
-            known = ", ".join(error.pinned) or "none"
+        case HeldElsewhere():
+            return "on the device that has it, link this one: `secureblogs key link` with the id of this device's key"
+        case GrantReturned() if error.asked_again is not None:
+            return "`secureblogs tail` tells when it is decided"
+        case UntrustedRecipients():
             return (
-                f"{terminal.line(error.name)} ({error.user_id}) shows {error.new}, known so far: {known}; "
-                f"compare it with them, then `secureblogs key trust {error.user_id}`"
+                f"{'; '.join(_unknown_key(one) for one in error.untrusted)}; compare them, then "
+                f"{' and '.join(sorted({f'`secureblogs key verify {one.user_id}`' for one in error.untrusted}))}, "
+                "or leave them out: --withhold USER, --withhold-untrusted"
             )
+        case UntrustedKey():
+            return f"{_unknown_key(error)}; compare it with them, then `secureblogs key verify {error.user_id}`"
         case Refused() if error.code == "recently_denied":
             return f"ask again after {terminal.when(error.problem.retry_at)}"
         case Refused() if error.retry_after is not None:
@@ -148,6 +159,11 @@ def advise(error: ClientError) -> str | None:  # noqa: PLR0911 - a table in all 
     return None
 
 
+def _unknown_key(error: UntrustedKey) -> str:
+    known = ", ".join(error.pinned) or "none"
+    return f"{terminal.line(error.name)} ({error.user_id}) shows {error.new}, known so far: {known}"
+
+
 def _warn_of_clear_text(profile: Profile) -> None:
     address = profile.server()
     if address.startswith("http://") and not is_loopback(address):
@@ -155,11 +171,15 @@ def _warn_of_clear_text(profile: Profile) -> None:
 
 
 @asynccontextmanager
-async def connected(profile: Profile) -> AsyncIterator[tuple[Client, Session]]:
+async def connected(profile: Profile, retries: Retries | None = None) -> AsyncIterator[tuple[Client, Session]]:
     """A client with the credential of the profile's session."""
     session = profile.live_session()
-    async with Client(session.server, session.token) as client:
+    async with Client(session.server, session.token, retries=retries) as client:
         yield client, session
+
+
+# For what makes many calls: to have used up the calls of a minute is no reason to stop.
+PATIENT = Retries(tries=10, longest_wait=65.0)
 
 
 class Unlocked(NamedTuple):

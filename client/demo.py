@@ -159,7 +159,7 @@ async def _arrive(name: str, server: str) -> AsyncIterator[Person]:
         enrolled = await new_key(
             client, user.id, "demonstration", Identity(), save=lambda _: None, now=datetime.now(UTC)
         )
-        people = People(client, enrolled.identity, Pins(), lambda _user_id, _pins: None)
+        people = People(client, enrolled.identity, Pins(), lambda _changed: None)
         yield Person(name, client, user, enrolled.identity, people)
         await client.logout()
 

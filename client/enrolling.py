@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from client.api import Client
-from client.errors import BadAnswer, Conflict
+from client.errors import Conflict, Substituted
 from client.identity import HeldKey, Identity, make_key
 from client.models import Key
 from server.sealing import keys as sealing_keys
@@ -60,20 +60,28 @@ async def enrol(client: Client, identity: Identity, own: list[Key], made: HeldKe
 
     `own` are the keys of the user that the server knows already.
     """
-    public_key, verify_key = made.public_key, made.verify_key
+    proof = sealing_keys.prove(made.user_id, made.public_key, made.signing_seed)
     endorser = find_endorser(identity, own)
+    return await enrol_proven(client, made.user_id, made.public_key, made.verify_key, proof, made.label, endorser)
+
+
+async def enrol_proven(
+    client: Client,
+    user_id: UUID,
+    public_key: bytes,
+    verify_key: bytes,
+    proof: bytes,
+    label: str,
+    endorser: HeldKey | None,
+) -> Key:
+    """Enrol the public halves of a key that may be held elsewhere, endorsed by one that is held here."""
     endorsed_by, endorsement = None, None
     if endorser is not None:
         endorsed_by = endorser.key_id
-        endorsement = sealing_keys.endorse(made.user_id, public_key, verify_key, endorser.signing_seed)
+        endorsement = sealing_keys.endorse(user_id, public_key, verify_key, endorser.signing_seed)
     try:
         key = await client.enrol_key(
-            public_key,
-            verify_key,
-            sealing_keys.prove(made.user_id, public_key, made.signing_seed),
-            made.label,
-            endorsed_by=endorsed_by,
-            endorsement=endorsement,
+            public_key, verify_key, proof, label, endorsed_by=endorsed_by, endorsement=endorsement
         )
     except Conflict as error:
         if error.code != "key_taken":
@@ -82,8 +90,8 @@ async def enrol(client: Client, identity: Identity, own: list[Key], made: HeldKe
         if not known:
             raise
         key = known[0]
-    if (key.user_id, key.public_key, key.verify_key) != (made.user_id, public_key, verify_key):
-        raise BadAnswer("the server enrolled other keys than it was given")
+    if (key.user_id, key.public_key, key.verify_key) != (user_id, public_key, verify_key):
+        raise Substituted("the server enrolled other keys than it was given")
     return key
 
 

@@ -23,6 +23,10 @@ class BadText(ClientError):
     """A text can't be sent: it is no valid Unicode."""
 
 
+class BadLinkCode(ClientError):
+    """What was given as the code of a new device is none, or not all of it."""
+
+
 class NetworkError(ClientError):
     """The server was not reached, or the connection broke before its answer was whole."""
 
@@ -147,6 +151,35 @@ class NotReadable(CannotOpen):
         super().__init__(f"this post can't be read: {access}")
 
 
+class HeldElsewhere(CannotOpen):
+    """A post is sealed to other keys of the reader, whose private halves are on other devices."""
+
+    def __init__(self) -> None:
+        super().__init__("this post is readable with a key of yours that is not on this device")
+
+
+class WrongPostKey(CannotOpen):
+    """None of the post keys that the reader was given fits what the post is committed to."""
+
+    def __init__(self, post_id: UUID, key_ids: tuple[UUID, ...]) -> None:
+        self.post_id = post_id
+        self.key_ids = key_ids
+        super().__init__("cannot open this post: the key that came with it is not the one that it was sealed with")
+
+
+class GrantReturned(CannotOpen):
+    """What was granted does not open the post, and was given back."""
+
+    def __init__(self, post_id: UUID, asked_again: UUID | None, text: str) -> None:
+        self.post_id = post_id
+        self.asked_again = asked_again
+        super().__init__(text)
+
+
+class Substituted(BadAnswer, CannotOpen):
+    """The server answered with something else than what was asked for, or kept something else than what was sent."""
+
+
 class AlreadyDecided(ClientError):
     """A read request is not pending any more."""
 
@@ -164,6 +197,15 @@ class UntrustedKey(CannotOpen):
         self.pinned = pinned
         self.new = new
         super().__init__("a key of this user is neither known here nor endorsed by a known one")
+
+
+class UntrustedRecipients(UntrustedKey):
+    """A post would be sealed to such keys: all of them, of which this error is about the first."""
+
+    def __init__(self, untrusted: tuple[UntrustedKey, ...]) -> None:
+        first = untrusted[0]
+        super().__init__(first.user_id, first.name, first.pinned, first.new)
+        self.untrusted = untrusted
 
 
 _BY_STATUS: dict[int, type[Refused]] = {

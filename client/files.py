@@ -45,6 +45,19 @@ def write(path: Path, content: bytes) -> None:
         raise StorageError(f"{path} can't be written: {_reason(error)}") from None
 
 
+def append(path: Path, line: bytes) -> None:
+    """Add to the end of a file of mode 0600, whole even if several processes do."""
+    make_folder(path.parent)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(f"{path} can't be written: {_reason(error)}") from None
+
+
 def read(path: Path) -> bytes | None:
     """The bytes of a file, None if there is none, StorageError if others may read or write it."""
     try:

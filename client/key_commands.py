@@ -1,4 +1,4 @@
-"""key new, list, revoke, trust."""
+"""key new, link, list, revoke, verify."""
 
 import socket
 from datetime import UTC, datetime
@@ -12,30 +12,38 @@ from client.commands import connected, json_option, open_people, verb, yes_optio
 from client.enrolling import new_key
 from client.errors import CannotOpen, NoCredential, UntrustedKey
 from client.identity import Identity, read_identity, write_identity
+from client.link_commands import key_link, make_key_to_link, meet_own_keys, show_link_code, wait_until_linked
+from client.linking import must_link
 from client.models import Key
 from client.people import People
-from client.pins import check_key, confirm, read_pins, save_pins
+from client.pins import check_key, confirm, match_fingerprints, note_revoked, read_pins, save_pins, standing
 from client.profile import Profile, Session
 from client.terminal import line, note, say, show_fields, show_json, show_record, warn, when
 
 
 @click.group()
 def key() -> None:
-    """Make, list, revoke and trust keys."""
+    """Make, link, list, verify and revoke keys."""
 
 
 @key.command("new")
 @click.option("--label", default=socket.gethostname, show_default="this machine's name", help="What to call it.")
 @click.option("--no-passphrase", is_flag=True, help="Leave the private keys unwrapped by a passphrase.")
+@click.option("--alone", is_flag=True, help="Don't wait for another device of yours to vouch for this one.")
+@click.option("--no-wait", is_flag=True, help="Show the link code, and go on later.")
 @json_option
 @verb
-async def key_new(profile: Profile, label: str, no_passphrase: bool, as_json: bool) -> None:
+async def key_new(
+    profile: Profile, *, label: str, no_passphrase: bool, alone: bool, no_wait: bool, as_json: bool
+) -> None:
     """Make a key that posts are sealed to, and enrol its public half.
 
-    The private half stays in this machine's identity file, wrapped by a passphrase.
+    The private half stays in this machine's identity file, wrapped by a passphrase. If your account has a key on
+    another device, this one shows a code for `secureblogs key link` there, and waits until that has vouched for it.
     """
     path = profile.identity_path
     async with connected(profile) as (client, session):
+        own = [one async for one in client.own_keys()]
         with files.locked(path):
             if path.exists():
                 passphrase = prompts.passphrase()
@@ -45,25 +53,38 @@ async def key_new(profile: Profile, label: str, no_passphrase: bool, as_json: bo
                 if not passphrase and not no_passphrase:
                     raise NoCredential("an empty passphrase protects nothing: if that is meant, use --no-passphrase")
                 identity = Identity()
-            enrolled = await new_key(
-                client,
-                session.user_id,
-                label,
-                identity,
-                save=lambda changed: write_identity(path, passphrase, changed),
-                now=datetime.now(UTC),
-            )
-        fingerprint = check_key(enrolled.key)
-        profile.change_session(key_id=enrolled.key.id, fingerprint=fingerprint)
+            is_second = must_link(identity, own) and not alone
+            if is_second:
+                waiting = make_key_to_link(profile, session, passphrase, identity, own, label, datetime.now(UTC))
+            else:
+                enrolled = await new_key(
+                    client,
+                    session.user_id,
+                    label,
+                    identity,
+                    save=lambda changed: write_identity(path, passphrase, changed),
+                    now=datetime.now(UTC),
+                )
+                made, was_waiting = enrolled.key, enrolled.was_waiting
+        if is_second:
+            if not any(one.public_key == waiting.public_key for one in own):
+                show_link_code(waiting, label, as_json=as_json, to_wait=not no_wait)
+                if no_wait:
+                    return
+            made, own = await wait_until_linked(profile, client, passphrase, waiting)
+            was_waiting = False
+        fingerprint = check_key(made)
+        profile.change_session(key_id=made.id, fingerprint=fingerprint)
+        meet_own_keys(profile, made, own, was_linked=is_second, may_ask=not as_json)
     if as_json:
-        show_json(_key_as_json(enrolled.key))
+        show_json(_key_as_json(made))
         return
-    if enrolled.was_waiting:
+    if was_waiting:
         note("A key that was made earlier had not been enrolled yet: that is done now.")
     show_fields(
         [
-            ("key", enrolled.key.id),
-            ("label", enrolled.key.label),
+            ("key", made.id),
+            ("label", made.label),
             ("fingerprint", fingerprint),
             ("in", path),
         ]
@@ -105,32 +126,45 @@ async def key_revoke(profile: Profile, key_id: UUID, yes: bool) -> None:
         await client.revoke_key(key_id)
         if session.key_id == key_id:
             profile.change_session(key_id=None, fingerprint=None)
+        # From now on this device believes nobody who says that the key is active.
+        revoked = [one async for one in client.own_keys() if one.id == key_id]
+        pinned = read_pins(profile.pins_path).users.get(session.user_id, ())
+        save_pins(profile.pins_path, {session.user_id: note_revoked(pinned, revoked, datetime.now(UTC))})
     say(f"Revoked {key_id}.")
 
 
-@key.command("trust")
-@click.argument("user_id", type=click.UUID)
+@key.command("verify")
+@click.argument("user_id", metavar="USER", type=click.UUID)
+@click.argument("fingerprints", metavar="[FINGERPRINT]...", nargs=-1)
 @yes_option
 @verb
-async def key_trust(profile: Profile, user_id: UUID, yes: bool) -> None:
-    """Confirm the fingerprints of another user's active keys, once you have compared them."""
+async def key_verify(profile: Profile, user_id: UUID, fingerprints: tuple[str, ...], yes: bool) -> None:
+    """Mark fingerprints of USER as verified, once you have compared them by another way than this server.
+
+    Type what they read out to you, spaces or not: it is compared with the keys that the server shows. Without a
+    FINGERPRINT those of all active keys are shown for you to compare.
+    """
     async with connected(profile) as (client, _):
         user = await client.user_keys(user_id)
     pinned = read_pins(profile.pins_path).users.get(user_id, ())
-    confirmed = confirm(pinned, user)
-    active = [one for one in user.keys if one.revoked_at is None]
-    if not active:
-        raise CannotOpen("this user has no active key")
-    known = {pin.fingerprint: pin.trust.value for pin in pinned}
-    note(f"{line(user.name)} has these keys. Compare them by another way than this server, in person or by phone:")
-    for one in active:
-        fingerprint = check_key(one)
-        say(f"{fingerprint}  {known.get(fingerprint, 'new')}  {line(one.label)}")
-    if not prompts.confirm("Do they all match?", yes=yes):
-        note("Nothing was changed.")
-        return
-    save_pins(profile.pins_path, user_id, confirmed)
-    say(f"{line(user.name)}: {len(active)} verified.")
+    if fingerprints:
+        compared = match_fingerprints(fingerprints, user)
+    else:
+        compared = {check_key(one) for one in user.keys if one.revoked_at is None}
+        if not compared:
+            raise CannotOpen("this user has no active key")
+        note(f"{line(user.name)} has these keys. Compare them by another way than this server, in person or by phone:")
+        for one in user.keys:
+            if one.revoked_at is None:
+                say(f"{check_key(one)}  {standing(pinned, check_key(one))}  {line(one.label)}")
+        if not prompts.confirm("Do they all match?", yes=yes):
+            note("Nothing was changed.")
+            return
+    save_pins(profile.pins_path, {user_id: confirm(pinned, user, compared)})
+    say(f"{line(user.name)}: {len(compared)} verified.")
+
+
+key.add_command(key_link)
 
 
 async def show_fingerprints(people: People, user_id: UUID) -> None:
@@ -150,7 +184,7 @@ async def _trust_of(people: People, one: Key) -> str:
     try:
         return (await people.accepted_key(one.user_id, one.id)).trust.value
     except UntrustedKey:
-        warn(f"this key is new and nobody vouches for it: compare it, then secureblogs key trust {one.user_id}")
+        warn(f"this key is new and nobody vouches for it: compare it, then secureblogs key verify {one.user_id}")
         return "not trusted"
 
 

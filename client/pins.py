@@ -2,11 +2,11 @@
 
 For every user a *set* of fingerprints is pinned. The first key that is met is pinned and stays `unverified` until
 its fingerprint is compared. A further key is taken if a pinned key of the same user endorses it; any other stops
-the client until its person confirms it (`key trust`). A revocation that was seen is remembered, since a server could
+the client until its person confirms it (`key verify`). A revocation that was seen is remembered, since a server could
 later deny it: such a key endorses nothing any more, and what it signs from then on does not count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +21,8 @@ from client.errors import CannotOpen, StorageError, UntrustedKey
 from client.models import Key, UserKeys
 from server.sealing import keys as sealing_keys
 from server.sealing.errors import SealingError
+
+FINGERPRINT_DIGITS = 40
 
 
 class Trust(StrEnum):
@@ -54,11 +56,11 @@ def read_pins(path: Path) -> Pins:
         raise StorageError(f"{path} is damaged: restore it, or remove it and compare all fingerprints again") from None
 
 
-def save_pins(path: Path, user_id: UUID, pinned: tuple[Pin, ...]) -> None:
-    """Write the pins of one user; those of the others stay as another process may just have left them."""
+def save_pins(path: Path, changed: Mapping[UUID, tuple[Pin, ...]]) -> None:
+    """Write the pins of some users; those of the others stay as another process may just have left them."""
     with files.locked(path):
         pins = read_pins(path)
-        pins.users[user_id] = pinned
+        pins.users.update(changed)
         files.write(path, msgspec.json.format(msgspec.json.encode(pins), indent=2))
 
 
@@ -89,12 +91,52 @@ def accept(pinned: tuple[Pin, ...], user: UserKeys, wanted: Key) -> tuple[tuple[
     raise UntrustedKey(user.id, user.name, tuple(pin.fingerprint for pin in pinned_now), fingerprint)
 
 
-def confirm(pinned: tuple[Pin, ...], user: UserKeys) -> tuple[Pin, ...]:
-    """The pins of a user after its person has compared the fingerprints of all active keys."""
-    active = {check_key(key) for key in user.keys if key.revoked_at is None}
-    kept = tuple(pin for pin in pinned if pin.fingerprint not in active)
-    confirmed = tuple(Pin(fingerprint=fingerprint, trust=Trust.VERIFIED) for fingerprint in sorted(active))
-    return _note_revocations(kept + confirmed, user.keys)
+def confirm(pinned: tuple[Pin, ...], user: UserKeys, compared: Collection[str]) -> tuple[Pin, ...]:
+    """The pins of a user after its person has compared some fingerprints. A revocation that was seen stays."""
+    known = {pin.fingerprint: pin for pin in pinned}
+    blank = (Pin(fingerprint=one, trust=Trust.VERIFIED) for one in sorted(set(compared) - known.keys()))
+    confirmed = (
+        msgspec.structs.replace(pin, trust=Trust.VERIFIED) if pin.fingerprint in compared else pin for pin in pinned
+    )
+    return _note_revocations((*confirmed, *blank), user.keys)
+
+
+def note_revoked(pinned: tuple[Pin, ...], revoked: Iterable[Key], now: datetime) -> tuple[Pin, ...]:
+    """The pins of one's own account after some of its keys were revoked from here, however the server shows them."""
+    ended = {check_key(key): key.revoked_at or now for key in revoked}
+    known = {pin.fingerprint for pin in pinned}
+    new = tuple(Pin(fingerprint=one, trust=Trust.UNVERIFIED) for one in sorted(ended.keys() - known))
+    return tuple(
+        msgspec.structs.replace(pin, revoked_at=pin.revoked_at or ended.get(pin.fingerprint)) for pin in (*pinned, *new)
+    )
+
+
+def match_fingerprints(typed: Iterable[str], user: UserKeys) -> set[str]:
+    """The fingerprints of a user's keys that a person typed or was told, in groups or not, in capitals or not.
+
+    All of them must be those of keys whose proof holds, revoked ones too; else CannotOpen.
+    """
+    shown = {fingerprint.replace(" ", ""): fingerprint for fingerprint in map(check_key, user.keys)}
+    digits = "".join("".join(typed).split()).lower()
+    # Ten groups of four, however many arguments they came in.
+    told = [digits[start : start + FINGERPRINT_DIGITS] for start in range(0, len(digits), FINGERPRINT_DIGITS)]
+    for one in told or [""]:
+        if one not in shown:
+            raise CannotOpen(f"no key of {user.name} has the fingerprint {one}, but {_join(shown.values())}")
+    return {shown[one] for one in told}
+
+
+def is_same_fingerprint(typed: str, fingerprint: str) -> bool:
+    """Whether a person typed this fingerprint. Spaces are left out and capitals written: what counts is the digits."""
+    return "".join(typed.split()).lower() == fingerprint.replace(" ", "")
+
+
+def standing(pinned: tuple[Pin, ...], fingerprint: str) -> str:
+    """What the pins of a user say of a fingerprint that is shown for it, in a word or two."""
+    for pin in pinned:
+        if pin.fingerprint == fingerprint:
+            return pin.trust.value if pin.revoked_at is None else "revoked"
+    return "another key than was met" if pinned else "never met"
 
 
 def _follow_endorsements(pinned: tuple[Pin, ...], keys: Sequence[Key]) -> tuple[Pin, ...]:
@@ -137,6 +179,10 @@ def _note_revocations(pinned: tuple[Pin, ...], keys: Sequence[Key]) -> tuple[Pin
         else pin
         for pin in pinned
     )
+
+
+def _join(fingerprints: Iterable[str]) -> str:
+    return " or ".join(fingerprints) or "none at all"
 
 
 def _fingerprint(key: Key) -> str:

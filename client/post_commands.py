@@ -9,6 +9,7 @@ from uuid import UUID
 import rich_click as click
 
 from client import prompts
+from client.api import Client
 from client.commands import (
     Unlocked,
     connected,
@@ -21,16 +22,20 @@ from client.commands import (
     verb,
     yes_option,
 )
-from client.errors import CannotOpen, ClientError
+from client.errors import CannotOpen, ClientError, NetworkError, WrongPostKey
 from client.models import Post
 from client.people import People
 from client.pins import Trust
-from client.profile import Profile
+from client.posting import Posted, prepare_post, send_post
+from client.profile import Profile, Session
 from client.reading import OpenedPost, fetch_readable, open_post
+from client.recipients import Withhold, read_recipients, save_recipients
+from client.returning import give_back
 from client.terminal import line, note, passage, say, show_fields, show_json, show_record, when
 
 # A worker takes a post up at once: what is not sealed after this long is waiting for a worker to come back.
 SEALING_SECONDS = 10.0
+SHOWN_NEWCOMERS = 10
 
 
 @click.group()
@@ -43,31 +48,139 @@ def post() -> None:
 @click.argument("title")
 @click.argument("text", required=False)
 @click.option("--file", type=click.Path(path_type=Path), help="Take the text from a file; - for standard input.")
-@click.option("--no-wait", is_flag=True, help="Don't wait until it is sealed.")
+@click.option(
+    "--withhold", "withheld_ids", metavar="USER|KEY", type=click.UUID, multiple=True, help="Openly leave somebody out."
+)
+@click.option("--withhold-untrusted", is_flag=True, help="Openly leave out new keys that nobody known vouches for.")
+@click.option("--withhold-unverified", is_flag=True, help="Openly leave out all keys that you have not compared.")
+@click.option("--by-server", is_flag=True, help="Let the server seal it, which then sees title and text.")
+@click.option("--no-wait", is_flag=True, help="With --by-server: don't wait until it is sealed.")
 @json_option
 @verb
 async def post_new(
-    profile: Profile, *, group_name: str, title: str, text: str | None, file: Path | None, no_wait: bool, as_json: bool
+    profile: Profile,
+    *,
+    group_name: str,
+    title: str,
+    text: str | None,
+    file: Path | None,
+    withheld_ids: tuple[UUID, ...],
+    withhold_untrusted: bool,
+    withhold_unverified: bool,
+    by_server: bool,
+    no_wait: bool,
+    as_json: bool,
 ) -> None:
-    """Write a post to a group: TEXT, a file, or standard input."""
+    """Write a post to a group: TEXT, a file, or standard input.
+
+    It is encrypted, signed and sealed to every member here: the server never sees the text. A new key of somebody whose
+    other keys you know stops it, unless one of those vouches for it: compare it (`secureblogs key verify`), or leave
+    it out.
+
+    \b
+    secureblogs post new "Book club" "The key" "is under the mat"
+    secureblogs post new "Book club" Minutes --file minutes.txt
+    """
     if text is not None and file is not None:
         raise click.UsageError("Give TEXT or --file, not both.")
-    async with connected(profile) as (client, _):
+    withhold = Withhold(ids=frozenset(withheld_ids), untrusted=withhold_untrusted, unverified=withhold_unverified)
+    if by_server and withhold != Withhold():
+        raise click.UsageError("The server seals to everybody: --withhold and --by-server don't go together.")
+    if no_wait and not by_server:
+        raise click.UsageError("Nothing has to be waited for without --by-server.")
+    async with connected(profile) as (client, session):
         found = await find_group(client, group_name)
         content = prompts.text(text, file)
+        if not by_server:
+            posted = await _post_sealed(profile, client, session, found.id, title, content, withhold)
+            if as_json:
+                show_json(posted_as_json(posted))
+            else:
+                report_posted(posted, found.name)
+            return
         made = await client.create_post(found.id, title, content)
         if not no_wait:
             made = await client.wait_until_sealed(made.id, SEALING_SECONDS)
     if as_json:
         show_json(_as_json(made))
     else:
-        say(f"Posted {made.id} to {line(found.name)}: {made.status}.")
+        say(f"Posted {made.id} to {line(found.name)}: {made.status}, by the server, which has seen the text.")
     if made.status == "failed":
         raise ClientError(
             f"it could not be sealed ({made.failure}): try again with `secureblogs post requeue {made.id}`"
         )
     if made.status == "pending" and not no_wait:
         note("The server has it and will seal it as soon as a worker is there.")
+
+
+async def _post_sealed(
+    profile: Profile, client: Client, session: Session, group_id: UUID, title: str, content: str, withhold: Withhold
+) -> Posted:
+    identity, people = unlock(profile, client)
+    outgoing = await prepare_post(
+        client,
+        identity,
+        people,
+        group_id,
+        session.user_id,
+        title,
+        content,
+        withhold=withhold,
+        known=read_recipients(profile.recipients_path, group_id),
+        signing_key_id=session.key_id,
+    )
+    try:
+        posted = await send_post(client, people, outgoing)
+    except NetworkError as error:
+        raise NetworkError(f"{error}. Look for {outgoing.ids.post} before you post again: it may be stored") from None
+    user_ids = {one.key.user_id for one in posted.recipients.accepted}
+    save_recipients(profile.recipients_path, group_id, user_ids)
+    return posted
+
+
+def report_posted(posted: Posted, group_name: str) -> None:
+    """How it was sealed, to whom, and from whom it was withheld."""
+    accepted, names = posted.recipients.accepted, posted.recipients.names
+    people = len({one.key.user_id for one in accepted})
+    say(
+        f"Posted {posted.post.id} to {line(group_name)}: sealed here, to {len(accepted)} keys of {people} people;"
+        " the server has not seen the text."
+    )
+    for withheld in posted.recipients.withheld:
+        name = names.get(withheld.key.user_id, str(withheld.key.user_id))
+        say(f"Withheld from {line(name)}, key {withheld.key.id}: {line(withheld.reason)}.")
+    new = [
+        one
+        for one in accepted
+        if one.key.user_id in posted.recipients.newcomers and one.key.user_id != posted.post.author_id
+    ]
+    for one in new[:SHOWN_NEWCOMERS]:
+        note(f"first post to {line(names[one.key.user_id])}: {one.fingerprint} ({one.trust.value})")
+    if len(new) > SHOWN_NEWCOMERS:
+        note(f"and to {len(new) - SHOWN_NEWCOMERS} other keys for the first time")
+    unverified = sum(one.trust is Trust.UNVERIFIED for one in accepted)
+    if unverified:
+        note(f"{unverified} of these keys nobody has compared yet: secureblogs key verify USER")
+
+
+def posted_as_json(posted: Posted) -> dict[str, object]:
+    recipients = posted.recipients
+    return {
+        **_as_json(posted.post),
+        "recipients": [
+            {
+                "user_id": one.key.user_id,
+                "key_id": one.key.id,
+                "fingerprint": one.fingerprint,
+                "trust": one.trust,
+                "is_new": one.key.user_id in recipients.newcomers,
+            }
+            for one in recipients.accepted
+        ],
+        "withheld": [
+            {"user_id": one.key.user_id, "key_id": one.key.id, "reason": one.reason} for one in recipients.withheld
+        ],
+    }
 
 
 class Listed(NamedTuple):
@@ -96,7 +209,7 @@ async def post_list(profile: Profile, group_name: str | None, limit: int, as_jso
             else:
                 note("Titles stay sealed: the keys that open them are not on this machine.")
         people = unlocked.people if unlocked else open_people(profile, client)
-        listed = [await _listed(unlocked, people, one) for one in posts]
+        listed = [await _listed(profile, client, unlocked, people, one) for one in posts]
     if as_json:
         show_json(
             [{**_as_json(one.post), "author": one.author, "title": one.title, "problem": one.problem} for one in listed]
@@ -123,7 +236,10 @@ async def post_read(profile: Profile, post_id: UUID, raw: bool, as_json: bool) -
     async with connected(profile) as (client, _):
         fetched = await fetch_readable(client, post_id)
         identity, people = unlock(profile, client)
-        opened = await open_post(identity, people, fetched)
+        try:
+            opened = await open_post(identity, people, fetched)
+        except WrongPostKey as wrong:
+            raise await give_back(client, profile.returns_path, wrong) from None
         if raw:
             sys.stdout.buffer.write(content_of(opened).encode())
             return
@@ -198,12 +314,14 @@ def content_of(opened: OpenedPost) -> str:
     return opened.document.content if opened.document else ""
 
 
-async def _listed(unlocked: Unlocked | None, people: People, one: Post) -> Listed:
+async def _listed(profile: Profile, client: Client, unlocked: Unlocked | None, people: People, one: Post) -> Listed:
     author = await people.name(one.author_id)
     if unlocked is None or one.access != "readable":
         return Listed(one, author, None, None)
     try:
         opened = await open_post(unlocked.identity, people, one)
+    except WrongPostKey as wrong:
+        return Listed(one, author, None, str(await give_back(client, profile.returns_path, wrong)))
     except CannotOpen as error:
         return Listed(one, author, None, str(error))
     return Listed(one, author, opened.title, None)

@@ -3,6 +3,9 @@
     <config>/secureblogs/<profile>/session.json     server, token, user; written at login
     <data>/secureblogs/<profile>/identity           private keys, wrapped by a passphrase
     <data>/secureblogs/<profile>/pins.json          fingerprints that were accepted
+    <data>/secureblogs/<profile>/recipients.json    whom the last post to each group was sealed to
+    <data>/secureblogs/<profile>/returns.json       how often a grant was given back
+    <data>/secureblogs/<profile>/decisions.jsonl    what `requests serve` decided
 
 The folders are those of the XDG specification (or what the system has in their place), of mode 0700, the files 0600.
 """
@@ -61,6 +64,9 @@ class Profile:
         self.session_path = config_folder / name / "session.json"
         self.identity_path = data_folder / name / "identity"
         self.pins_path = data_folder / name / "pins.json"
+        self.recipients_path = data_folder / name / "recipients.json"
+        self.returns_path = data_folder / name / "returns.json"
+        self.decisions_path = data_folder / name / "decisions.jsonl"
         self._given_server = None if server is None else parse_address(server)
 
     def session(self) -> Session | None:

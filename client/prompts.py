@@ -40,6 +40,11 @@ def has_password() -> bool:
     return bool(os.environ.get("SECUREBLOGS_PASSWORD")) or sys.stdin.isatty()
 
 
+def has_passphrase() -> bool:
+    """Whether `passphrase` would get one without asking anybody."""
+    return _given_passphrase() is not None
+
+
 def passphrase() -> str:
     """What opens the identity; it may be empty."""
     given = _given_passphrase()
@@ -89,8 +94,13 @@ def confirm(question: str, *, yes: bool) -> bool:
         return click.confirm(question, err=True)
 
 
+def has_person() -> bool:
+    """Whether somebody is there to be asked."""
+    return sys.stdin.isatty()
+
+
 def require_person(complaint: str) -> None:
-    if not sys.stdin.isatty():
+    if not has_person():
         raise NoCredential(complaint)
 
 

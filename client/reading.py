@@ -11,7 +11,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from client.api import Client
-from client.errors import CannotOpen, NotReadable
+from client.errors import CannotOpen, HeldElsewhere, NotReadable, WrongPostKey
 from client.identity import Identity
 from client.models import Post
 from client.people import People
@@ -63,15 +63,19 @@ async def fetch_readable(client: Client, post_id: UUID) -> Post:
 
 
 async def open_post(identity: Identity, people: People, post: Post) -> OpenedPost:
-    """Open what the server sent of a post: all of it, or the heading of one from a list."""
+    """Open what the server sent of a post: all of it, or the heading of one from a list.
+
+    Raises CannotOpen, and of its kinds UntrustedKey, HeldElsewhere, and WrongPostKey where no key that the server sent
+    for this identity fits the post (`client.returning` gives such a grant back).
+    """
     if post.heading is None or post.content_hash is None or post.commitment is None or post.sealed_by is None:
         raise CannotOpen("the server sent only a part of this post")
     verify_key, signed = await _author_key(people, post)
     ids = PostIds(post.id, post.group_id, post.author_id)
-    held = [(identity.held(sealed.public_key_id), sealed.sealed_key) for sealed in post.sealed_keys]
-    mine = [(key.private_key, sealed_key) for key, sealed_key in held if key is not None]
+    held = [(identity.held(sealed.public_key_id), sealed) for sealed in post.sealed_keys]
+    mine = [(key.private_key, sealed) for key, sealed in held if key is not None]
     if not mine:
-        raise CannotOpen("this post is readable with a key of yours that this identity does not hold")
+        raise HeldElsewhere
     proofs: Proofs = {
         "heading": post.heading,
         "content_hash": post.content_hash,
@@ -80,14 +84,28 @@ async def open_post(identity: Identity, people: People, post: Post) -> OpenedPos
         "verify_key": verify_key,
         "sealed_by": post.sealed_by,
     }
-    for private_key, sealed_key in mine:
-        try:
-            post_key = sealing_posts.open_key(sealed_key, private_key)
-            title, document = _open(ids, post_key, post.content, proofs)
-        except SealingError:
-            continue
-        return OpenedPost(post=post, title=title, document=document, signed=signed, post_key=post_key)
-    raise CannotOpen("cannot open this post")
+    for private_key, sealed in mine:
+        post_key = _fitting_key(ids, private_key, sealed.sealed_key, proofs)
+        if post_key is not None:
+            break
+    else:
+        raise WrongPostKey(post.id, tuple(sealed.public_key_id for _, sealed in mine))
+    try:
+        title, document = _open(ids, post_key, post.content, proofs)
+    except SealingError:
+        raise CannotOpen("cannot open this post") from None
+    return OpenedPost(post=post, title=title, document=document, signed=signed, post_key=post_key)
+
+
+def _fitting_key(ids: PostIds, private_key: bytes, sealed_key: bytes, proofs: Proofs) -> bytes | None:
+    """The post key in a sealed key, if the post is committed to it; whoever signed it or not does not matter here."""
+    unsigned: Proofs = {**proofs, "signature": None, "verify_key": None, "sealed_by": "server"}
+    try:
+        post_key = sealing_posts.open_key(sealed_key, private_key)
+        sealing_posts.open_heading(ids, post_key, **unsigned)
+    except SealingError:
+        return None
+    return post_key
 
 
 def _open(ids: PostIds, post_key: bytes, content: bytes | None, proofs: Proofs) -> tuple[str, Document | None]:

@@ -1,4 +1,4 @@
-"""ask, and requests list, approve, deny, withdraw."""
+"""ask, and requests list, approve, deny, withdraw, serve."""
 
 from uuid import UUID
 
@@ -7,13 +7,16 @@ import rich_click as click
 
 from client import prompts
 from client.commands import connected, json_option, limit_option, take, unlock, verb, yes_option
+from client.deciding_commands import approve_many, requests_serve
 from client.errors import CannotGrant, CannotOpen
 from client.granting import Grant, fetch_pending, prepare_grant
 from client.models import ReadRequest
-from client.pins import Trust
+from client.pins import Pin, Trust, is_same_fingerprint, read_pins, standing
 from client.post_commands import describe_seal
 from client.profile import Profile
 from client.terminal import line, note, say, show_fields, show_json, show_record, warn, when
+from server.sealing import keys as sealing_keys
+from server.sealing.errors import SealingError
 
 _STATUSES = ["pending", "approved", "denied", "cancelled", "returned", "all"]
 
@@ -64,29 +67,55 @@ def requests() -> None:
 @json_option
 @verb
 async def requests_list(profile: Profile, role: str, status: str | None, limit: int, as_json: bool) -> None:
-    """List requests, newest first."""
+    """List requests, newest first, and whether the key that asks is known here."""
     wanted = status or ("pending" if role == "decider" else "all")
     async with connected(profile) as (client, _):
         found = await take(client.read_requests(role, None if wanted == "all" else wanted), limit)
+    pins = read_pins(profile.pins_path).users
+    standings = [_standing(pins.get(one.requester_id, ()), one) if role == "decider" else None for one in found]
     if as_json:
-        show_json(found)
+        show_json(
+            [{**msgspec.structs.asdict(one), "key": key} for one, key in zip(found, standings, strict=True)]
+            if role == "decider"
+            else found
+        )
         return
-    for one in found:
-        show_record([one.requester_name, one.id, f"post {one.post_id}", one.status, when(one.created_at)])
+    for one, key in zip(found, standings, strict=True):
+        asks = [one.requester_name, one.id, f"post {one.post_id}", one.status, when(one.created_at)]
+        show_record([*asks, f"user {one.requester_id}", f"key {key}"] if key else asks)
     if not found:
         note("Nobody asks." if role == "decider" else "You have asked for nothing.")
 
 
 @requests.command("approve")
-@click.argument("request_id", metavar="REQUEST", type=click.UUID)
+@click.argument("request_id", metavar="REQUEST", type=click.UUID, required=False)
+@click.option("--all", "is_all", is_flag=True, help="All requests that wait for you; asks once for each key.")
+@click.option("--from", "whose", metavar="USER", help="With --all: only those of this user, an id or a name.")
 @click.option("--fingerprint", help="What the one who asks told you: approve only this very key.")
 @yes_option
 @json_option
 @verb
 async def requests_approve(
-    profile: Profile, request_id: UUID, fingerprint: str | None, yes: bool, as_json: bool
+    profile: Profile,
+    *,
+    request_id: UUID | None,
+    is_all: bool,
+    whose: str | None,
+    fingerprint: str | None,
+    yes: bool,
+    as_json: bool,
 ) -> None:
-    """Let somebody read a post: its key is sealed again, here, to the key that they asked for."""
+    """Let somebody read a post: its key is sealed again, here, to the key that they asked for.
+
+    \b
+    secureblogs requests approve 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    secureblogs requests approve --all --from Carol
+    """
+    if is_all is (request_id is not None) or (whose is not None and not is_all):
+        raise click.UsageError("Give REQUEST, or --all, and --from with --all only.")
+    if request_id is None:
+        await approve_many(profile, whose, fingerprint, yes=yes, as_json=as_json)
+        return
     async with connected(profile) as (client, _):
         # First of all whether there is anything to decide: no passphrase is typed for nothing.
         await fetch_pending(client, request_id)
@@ -125,9 +154,20 @@ async def requests_withdraw(profile: Profile, request_id: UUID) -> None:
     say(f"Withdrew {request_id}.")
 
 
+requests.add_command(requests_serve)
+
+
+def _standing(pinned: tuple[Pin, ...], request: ReadRequest) -> str:
+    """What is known here of the very key that asks: its fingerprint is computed from its bytes."""
+    try:
+        shown = sealing_keys.fingerprint(request.requester_id, request.public_key, request.verify_key)
+    except SealingError:
+        return "unusable"
+    return standing(pinned, shown)
+
+
 def _require_fingerprint(grant: Grant, told: str | None) -> None:
-    # People leave out the spaces, or write capitals: what counts is the digits.
-    if told is not None and "".join(told.split()).lower() != grant.recipient.fingerprint.replace(" ", ""):
+    if told is not None and not is_same_fingerprint(told, grant.recipient.fingerprint):
         raise CannotGrant(f"the key that was asked for has another fingerprint: {grant.recipient.fingerprint}")
 
 

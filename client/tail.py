@@ -1,13 +1,15 @@
 """tail: what happens, as it happens."""
 
 from collections.abc import Awaitable, Callable
+from uuid import UUID
 
 import rich_click as click
 
 from client import prompts
 from client.account_commands import log_in
 from client.api import Client
-from client.commands import connected, json_option, verb
+from client.commands import connected, json_option, open_people, unlock, verb
+from client.errors import ClientError, NotFound, WrongPostKey
 from client.events import (
     CaughtUp,
     ConnectionAccepted,
@@ -25,8 +27,11 @@ from client.events import (
     ReadRequestDenied,
     ReadRequestReturned,
 )
+from client.identity import Identity
 from client.profile import Profile, Session
-from client.terminal import line, note, say, show_json
+from client.reading import read_post
+from client.returning import give_back
+from client.terminal import line, note, say, show_json, warn
 
 Renew = Callable[[], Awaitable[object]]
 
@@ -34,21 +39,33 @@ Renew = Callable[[], Awaitable[object]]
 @click.command()
 @click.option("--since", metavar="TIME", help="Tell what was decided since then. [default: the last time]")
 @click.option("--once", is_flag=True, help="Stop when all that was missed has been told.")
+@click.option(
+    "--check/--no-check",
+    "is_checking",
+    default=None,
+    help="Open what is granted to you; what does not open its post is given back and asked for again. "
+    "[default: where the passphrase is given by the environment]",
+)
 @json_option
 @verb
-async def tail(profile: Profile, since: str | None, once: bool, as_json: bool) -> None:
+async def tail(profile: Profile, since: str | None, once: bool, is_checking: bool | None, as_json: bool) -> None:
     """Follow what happens: who asks, what is decided, new posts. Ctrl-C ends it.
 
     A lost connection is made again, and what was missed is told.
     """
     async with connected(profile) as (client, session):
         renew = _renewal(profile, client, session) if prompts.has_password() else None
+        if is_checking is None:
+            is_checking = profile.identity_path.exists() and prompts.has_passphrase()
+        identity = unlock(profile, client).identity if is_checking else None
         async with client.follow(since or session.since, renew=renew) as events:
             async for event in events:
                 if as_json:
                     show_json(event, on_one_line=True)
                 else:
                     tell(event)
+                if isinstance(event, ReadRequestApproved) and identity is not None:
+                    await _check_grant(profile, client, identity, session.user_id, event)
                 if isinstance(event, CaughtUp):
                     profile.change_session(since=event.at)
                     if once:
@@ -98,6 +115,25 @@ def describe(event: Event) -> str | None:  # noqa: PLR0911 - one sentence for ea
         case MemberRemoved():
             return f"user {event.user_id} left group {event.group_id}"
     return None
+
+
+async def _check_grant(
+    profile: Profile, client: Client, identity: Identity, user_id: UUID, event: ReadRequestApproved
+) -> None:
+    """Open the post that was granted; what goes wrong is told, and never ends the following."""
+    try:
+        request = await client.read_request(event.request_id)
+        if request.requester_id != user_id or request.status != "approved":
+            return
+        try:
+            await read_post(client, identity, open_people(profile, client, identity), request.post_id)
+        except WrongPostKey as wrong:
+            raise await give_back(client, profile.returns_path, wrong) from None
+    except NotFound:
+        # The post or the membership is gone: other events tell.
+        return
+    except ClientError as error:
+        warn(f"post {event.post_id}: {line(error)}")
 
 
 def _renewal(profile: Profile, client: Client, session: Session) -> Renew:

@@ -94,7 +94,7 @@ async def test_the_whole_story_at_the_keyboard(alice: User, carol: User) -> None
     await alice.do("group", "new", "Book club")
     group = (await alice.ask_for("group", "list"))[0]
     assert (group["name"], group["role"]) == ("Book club", "owner")
-    post = await alice.ask_for("post", "new", "Book club", "The \x1b[2Jkey", "is under the mat")
+    post = await alice.ask_for("post", "new", "Book club", "The \x1b[2Jkey", "is under the mat", "--by-server")
     assert post["status"] == "sealed"
     assert "The \\x1b[2Jkey" in await alice.do("post", "list", "Book club")
 
@@ -140,7 +140,7 @@ async def test_a_denial_is_told_and_can_be_asked_about_later(alice: User, carol:
     await alice.enrol_elsewhere()
     await carol.enrol_elsewhere()
     group = await alice.ask_for("group", "new", "Book club")
-    post = await alice.ask_for("post", "new", group["id"], "T", "C")
+    post = await alice.ask_for("post", "new", group["id"], "T", "C", "--by-server")
     await alice.do("group", "add", group["id"], carol.email)
     asked = await carol.ask_for("ask", post["id"])
     assert (await alice.ask_for("requests", "deny", asked["id"]))["status"] == "denied"
@@ -180,7 +180,7 @@ async def test_a_key_is_made_listed_trusted_and_revoked(alice: User, carol: User
     await alice.do("group", "new", "G")
     await alice.do("group", "add", "G", carol.id)
     assert [one["state"] for one in await alice.ask_for("key", "list", "--user", carol.id)] == ["unverified"]
-    await alice.do("key", "trust", carol.id, "--yes")
+    await alice.do("key", "verify", carol.id, "--yes")
     assert [one["state"] for one in await alice.ask_for("key", "list", "--user", carol.id)] == ["verified"]
 
     second = json.loads(await carol.do("key", "new", "--label", "second", "--json"))
@@ -199,12 +199,12 @@ async def test_a_new_key_that_nobody_endorses_stops_an_approval_until_it_is_trus
     post = await alice.ask_for("post", "new", "G", "T", "C")
     await alice.do("group", "add", "G", carol.id)
     # On this machine of Carol's nothing is known of the other one, and so its key endorses nothing.
-    await carol.do("key", "new")
+    await carol.do("key", "new", "--alone")
     asked = await carol.ask_for("ask", post["id"])
     complaint = await alice.fail(5, "requests", "approve", asked["id"], "--yes")
-    assert f"secureblogs key trust {carol.id}" in complaint
+    assert f"secureblogs key verify {carol.id}" in complaint
     assert asked["fingerprint"] in complaint
-    await alice.do("key", "trust", carol.id, "--yes")
+    await alice.do("key", "verify", carol.id, "--yes")
     await alice.do("requests", "approve", asked["id"], "--yes")
     assert await carol.do("post", "read", post["id"], "--raw") == "C"
 
@@ -299,7 +299,9 @@ async def test_a_fingerprint_to_tell_others_is_never_the_servers_word(tmp_path: 
         assert liar.calls[-1].method == "DELETE"
         someone.environment["SECUREBLOGS_SERVER"] = liar.address
         profile.change_session(key_id=None)
-        assert world.alice.fingerprint not in await someone.do("ask", world.post_id)
+        told = await someone.do("ask", world.post_id)
+        assert world.alice.fingerprint not in told
+        assert world.carol.fingerprint not in told
 
 
 @pytest.mark.parametrize(
@@ -341,7 +343,7 @@ async def test_following_tells_what_happens_until_it_is_interrupted(alice: User,
         async with asyncio.timeout(30):
             while json.loads(await process.stdout.readline())["type"] != "caught_up":
                 pass
-            post = await alice.ask_for("post", "new", "G", "T", "C")
+            post = await alice.ask_for("post", "new", "G", "T", "C", "--by-server")
             event = json.loads(await process.stdout.readline())
             process.send_signal(signal.SIGINT)
             _, complaints = await process.communicate()

@@ -9,7 +9,17 @@ from client import files
 from client.errors import CannotOpen, StorageError, UntrustedKey
 from client.identity import HeldKey, make_key
 from client.models import Key, UserKeys
-from client.pins import Pin, Trust, accept, check_key, confirm, read_pins, save_pins
+from client.pins import (
+    Pin,
+    Trust,
+    accept,
+    check_key,
+    confirm,
+    match_fingerprints,
+    note_revoked,
+    read_pins,
+    save_pins,
+)
 from server.sealing import keys as sealing_keys
 
 CAROL = UUID("01a20321-aa40-76b8-945e-763e3993c3be")
@@ -176,27 +186,58 @@ def test_a_key_of_another_user_is_not_met_as_this_ones() -> None:
         accept((), carol(key), key)
 
 
-def test_confirming_pins_all_active_keys_as_verified_and_keeps_the_others() -> None:
+def test_confirming_pins_compared_keys_as_verified_and_keeps_the_others() -> None:
     old, new, gone = shown(made()), shown(made()), shown(made(), revoked=True)
     pinned = tuple(Pin(fingerprint=key.fingerprint, trust=Trust.UNVERIFIED) for key in (old, gone))
-    confirmed = {pin.fingerprint: pin for pin in confirm(pinned, carol(new, old, gone))}
+    compared = {old.fingerprint, new.fingerprint}
+    confirmed = {pin.fingerprint: pin for pin in confirm(pinned, carol(new, old, gone), compared)}
     assert confirmed[old.fingerprint].trust is Trust.VERIFIED
     assert confirmed[new.fingerprint].trust is Trust.VERIFIED
     assert confirmed[gone.fingerprint].trust is Trust.UNVERIFIED
     assert confirmed[gone.fingerprint].revoked_at is not None
 
 
-def test_confirming_takes_no_key_without_a_proof() -> None:
+def test_confirming_brings_no_revoked_key_back() -> None:
+    gone = shown(made())
+    pinned = (Pin(fingerprint=gone.fingerprint, trust=Trust.VERIFIED, revoked_at=NOW),)
+    assert confirm(pinned, carol(gone), {gone.fingerprint}) == pinned
+
+
+def test_a_typed_fingerprint_counts_by_its_digits() -> None:
+    old, new = shown(made()), shown(made())
+    groups = [*old.fingerprint.upper().split(), new.fingerprint.replace(" ", "  ")]
+    assert match_fingerprints(groups, carol(new, old)) == {old.fingerprint, new.fingerprint}
+    assert match_fingerprints([new.fingerprint.replace(" ", "")], carol(new, old)) == {new.fingerprint}
+
+
+def test_a_fingerprint_that_is_not_wholly_the_same_is_refused() -> None:
+    key = shown(made())
+    for typed in (key.fingerprint[:-1], key.fingerprint + "0", "0" + key.fingerprint[1:] + "g", "", "g" * 40):
+        with pytest.raises(CannotOpen, match=key.fingerprint):
+            match_fingerprints([typed], carol(key))
+
+
+def test_no_fingerprint_is_compared_with_a_key_without_a_proof() -> None:
     bad = msgspec.structs.replace(shown(made()), proof=bytes(64))
-    with pytest.raises(CannotOpen):
-        confirm((), carol(bad))
+    with pytest.raises(CannotOpen, match="proof"):
+        match_fingerprints([bad.fingerprint], carol(bad))
+
+
+def test_a_key_that_one_revoked_oneself_stays_so_whatever_the_server_shows() -> None:
+    known, unknown = shown(made()), shown(made())
+    pinned = (Pin(fingerprint=known.fingerprint, trust=Trust.VERIFIED),)
+    after = note_revoked(pinned, [known, unknown], NOW)
+    assert {pin.fingerprint: (pin.trust, pin.revoked_at) for pin in after} == {
+        known.fingerprint: (Trust.VERIFIED, NOW),
+        unknown.fingerprint: (Trust.UNVERIFIED, NOW),
+    }
 
 
 def test_pins_of_one_user_leave_those_of_others_alone(tmp_path: Path) -> None:
     path, other = tmp_path / "pins.json", uuid4()
     first = Pin(fingerprint="aaaa", trust=Trust.VERIFIED, revoked_at=NOW)
-    save_pins(path, CAROL, (first,))
-    save_pins(path, other, (Pin(fingerprint="bbbb", trust=Trust.UNVERIFIED),))
+    save_pins(path, {CAROL: (first,)})
+    save_pins(path, {other: (Pin(fingerprint="bbbb", trust=Trust.UNVERIFIED),)})
     pins = read_pins(path)
     assert pins.users[CAROL] == (first,)
     assert set(pins.users) == {CAROL, other}

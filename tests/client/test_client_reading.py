@@ -30,7 +30,7 @@ class Reader:
         self.world = world
         self.pins = pins
         self.saved: dict[UUID, tuple[Pin, ...]] = {}
-        self.people = People(client, world.identity, pins, self.saved.__setitem__)
+        self.people = People(client, world.identity, pins, self.saved.update)
 
     async def read(self) -> OpenedPost:
         return await read_post(self.client, self.world.identity, self.people, self.world.post_id)

@@ -45,7 +45,7 @@ async def account(server: str, name: str) -> AsyncIterator[Account]:
     async with Client(server) as client:
         user = await client.sign_up(name, new_email(), PASSWORD)
         enrolled = await new_key(client, user.id, "laptop", Identity(), save=lambda _: None, now=datetime.now(UTC))
-        people = People(client, enrolled.identity, Pins(), lambda _user_id, _pins: None)
+        people = People(client, enrolled.identity, Pins(), lambda _changed: None)
         yield Account(client, user, enrolled.identity, people)
 
 
