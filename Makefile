@@ -41,14 +41,13 @@ else
 endif
 
 check: $(STAMP) test
+	.venv/bin/uv pip check -q --python .venv/bin/python
 	.venv/bin/ruff format --check
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
 bench: $(STAMP)
-	@.venv/bin/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("benchmarks") is None)' \
-		|| { echo 'There are no benchmarks yet.'; exit 1; }
 	@exec .venv/bin/python -m benchmarks
 
 # uv is in the lock too, so pip checks its hash; uv then checks those of all others.

@@ -11,6 +11,7 @@ import functools
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ ELSEWHERE = {
     "login": ("client.cli:login", "Log in."),
     "logout": ("client.cli:logout", "End the session."),
     "whoami": ("client.cli:whoami", "Show who is logged in, where, and until when."),
-    "key": ("client.cli:key", "Make, list, revoke and trust keys."),
+    "key": ("client.cli:key", "Make, link, list, verify and revoke keys."),
     "group": ("client.cli:group", "Make groups and say who is in them."),
     "post": ("client.cli:post", "Write, list, read and delete posts."),
     "ask": ("client.cli:ask", "Ask to read POST, which was made before you joined."),
@@ -73,6 +74,8 @@ class Verbs(click.RichGroup):
             return super().invoke(ctx)
         except (click.ClickException, Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
         except Exception as error:
             if not isinstance(error, foreseen()):
                 raise

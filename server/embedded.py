@@ -39,7 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
@@ -110,8 +110,8 @@ class Engine:
         if self.running:
             return
         self.prepare()
-        with open_log(self.log_path) as sink:
-            self.process = spawn(self.command(), self.folder, self.account, self.stop_signal, sink)
+        with open_log(self.log_path) as sink, undisturbed():
+            self.process = spawn(self.command(), self.folder, self.account, self.stop_signal, sink, sink)
 
     def wait(self, within_s: float = START_WITHIN_S) -> None:
         """Return as soon as the engine answers. EmbeddedError if it exits, or doesn't answer in time."""
@@ -183,6 +183,9 @@ class Postgres(Engine):
         return [str(postgres_binary("postgres")), "-D", str(self.folder), *flags]
 
     def prepare(self) -> None:
+        for leftover in self.folder.parent.glob(f"{self.folder.name}.new.*"):
+            # If what was killed is still at it, the next start takes it away.
+            shutil.rmtree(leftover, ignore_errors=True)
         if not self.folder.exists():
             self.create()
         disown_stale_pid_file(self.folder / "postmaster.pid")
@@ -191,8 +194,6 @@ class Postgres(Engine):
 
     def create(self) -> None:
         """Make the cluster beside its place and rename it, so that one interrupted halfway is never taken for whole."""
-        for leftover in self.folder.parent.glob(f"{self.folder.name}.new.*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         fresh = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.new.", dir=self.folder.parent))
         if self.account:
             os.chown(fresh, self.account.uid, self.account.gid)
@@ -599,7 +600,13 @@ def as_user(account: Account | None) -> dict[str, Any]:
 
 
 def spawn(
-    command: list[str], folder: Path, account: Account | None, death_signal: signal.Signals, sink: IO[bytes]
+    command: list[str],
+    folder: Path,
+    account: Account | None,
+    death_signal: signal.Signals,
+    stdout: int | IO[bytes],
+    stderr: int | IO[bytes],
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own: Ctrl-C goes to us, and we stop the engines when their time has come."""
     return subprocess.Popen(  # noqa: S603 - our own binaries
@@ -607,45 +614,63 @@ def spawn(
         cwd=folder,
         # Nothing of our environment: it may hold secrets, and PGPORT and the like would change what is started.
         env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-        stdin=subprocess.DEVNULL,
-        stdout=sink,
-        stderr=sink,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
         start_new_session=True,
-        preexec_fn=tie(death_signal),  # noqa: PLW1509 - two system calls, and no thread of ours holds a lock here
+        preexec_fn=become_engine(death_signal),  # noqa: PLW1509 - system calls alone, and no thread of ours holds a lock
         **as_user(account),
     )
 
 
 def run(command: list[str], folder: Path, account: Account | None, stdin: bytes = b"") -> None:
-    done = subprocess.run(  # noqa: S603 - our own binaries
-        command,
-        check=False,
-        cwd=folder,
-        env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
-        input=stdin,
-        capture_output=True,
-        start_new_session=True,
-        preexec_fn=tie(signal.SIGKILL),
-        **as_user(account),
-    )
-    if done.returncode:
-        said = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["no word"]
-        raise EmbeddedError(f"{Path(command[0]).name} failed: {said[-1]}")
+    """Run a program of the engines to its end. EmbeddedError with its last line if it fails."""
+    with undisturbed():
+        pipe = subprocess.PIPE
+        process = spawn(command, folder, account, signal.SIGKILL, stdout=pipe, stderr=subprocess.STDOUT, stdin=pipe)
+    try:
+        said, _ = process.communicate(stdin)
+    except BaseException:
+        # With the processes that initdb has begun, which are in its group.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        last = said.decode(errors="replace").strip().split("\n")[-1]
+        raise EmbeddedError(f"{Path(command[0]).name} failed: {last or 'no word'}")
 
 
-def tie(death_signal: signal.Signals) -> Callable[[], None] | None:
-    """What a child does before it becomes an engine: ask the kernel for a signal when its parent dies."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
+# What may be sent to the whole of a terminal's foreground, and what asks us to stop.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Between the birth of a process and our knowing of it no signal may raise: it would be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def become_engine(death_signal: signal.Signals) -> Callable[[], None]:
+    """What a child does before it becomes an engine."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     parent = os.getpid()
 
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, int(death_signal))
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
+    def become() -> None:
+        for number in STOP_SIGNALS:
+            # What came before it had a session of its own was meant for us; to ignore it for a moment forgets it.
+            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if prctl is not None:
+            prctl(PR_SET_PDEATHSIG, int(death_signal))
+            if os.getppid() != parent:  # it died before we asked
+                os._exit(1)
 
-    return ask
+    return become
 
 
 def stop_orphans(data_dir: Path) -> None:

@@ -22,6 +22,7 @@ from arq.jobs import serialize_job
 from arq.utils import timestamp_ms
 from arq.worker import JobExecutionFailed
 from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -69,6 +70,7 @@ async def create_pool(
         retry=Retry(ConstantBackoff(0.02), 1, supported_errors=(RedisConnectionError,)),
         retry_on_error=[RedisConnectionError],
     )
+    pool.connection_class = type(pool.connection_class.__name__, (Cancellable, pool.connection_class), {})
     return ArqRedis(
         pool,
         job_serializer=serialize,
@@ -76,6 +78,23 @@ async def create_pool(
         default_queue_name=queue_name,
         expires_extra_ms=JOB_KEPT_S * 1000,
     )
+
+
+class Cancellable(AbstractConnection):
+    """Lets a cancellation through while a command is being sent.
+
+    With a `socket_timeout` redis-py sends by `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that
+    comes when the sending is just done, as it nearly always is. A task then could not be stopped, and no
+    `asyncio.timeout` around a call would be kept.
+    """
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        limit_s, self.socket_timeout = self.socket_timeout, None
+        try:
+            async with asyncio.timeout(limit_s):
+                await super().send_packed_command(command, check_health)
+        finally:
+            self.socket_timeout = limit_s
 
 
 async def enqueue_seal(redis: ArqRedis, post_id: UUID) -> None:

@@ -28,8 +28,6 @@ access = logging.getLogger("server.access")
 # uvicorn logs the address of a WebSocket with its query; websockets, httpcore and asyncio log frames and headers.
 HELD_AT_WARNING = (
     "uvicorn",
-    "uvicorn.error",
-    "uvicorn.access",
     "websockets",
     "httpx",
     "httpcore",

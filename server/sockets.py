@@ -117,7 +117,7 @@ class Sockets:
             return
         heard = {socket: set(socket.group_ids) for socket in sockets}
         live = await accounts.live_credentials([socket.caller.credential_id for socket in sockets])
-        members = await groups.memberships({socket.caller.user_id for socket in sockets})
+        members = await groups.memberships(list({socket.caller.user_id for socket in sockets}))
         for socket in sockets:
             if socket.caller.credential_id not in live:
                 socket.credential_ended.set()

@@ -67,7 +67,7 @@ class UserKey(Table, tablename="user_keys"):
     public_key = Bytea()
     verify_key = Bytea()
     proof = Bytea()
-    endorsed_by = ForeignKey("self", null=True, default=None, on_delete=OnDelete.set_null)
+    endorsed_by: "ForeignKey[UserKey]" = ForeignKey("self", null=True, default=None, on_delete=OnDelete.set_null)
     endorsement = Bytea(null=True, default=None)
     label = Text()
     is_revoked = Boolean(default=False)

@@ -79,7 +79,8 @@ class Worker(arq.worker.Worker):
             return
         self.ctx["redis"] = self.pool
         backoff_s = 0.05
-        while True:
+        # A signal ends this by cancelling it; but one that came before there was anything to cancel has to be seen here.
+        while not (self.is_stopping and not self.tasks):
             self._woken.clear()
             try:
                 await self._poll_iteration()

@@ -73,7 +73,7 @@ async def server(settings: Settings, migrated: None) -> AsyncIterator[str]:
 async def running_api(settings: Settings) -> AsyncIterator[str]:
     """An API on a free port, in this event loop, and so with this process' pool of database connections."""
     api = make_server(settings, host="127.0.0.1", port=0, loop="none")
-    api.capture_signals = nullcontext  # type: ignore[method-assign]  # pytest's own signal handling stays
+    api.capture_signals = nullcontext  # type: ignore[assignment]  # pytest's own signal handling stays
     task = asyncio.create_task(api.serve())
     try:
         async with asyncio.timeout(20):

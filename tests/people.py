@@ -4,7 +4,7 @@ import asyncio
 import json
 import secrets
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -161,12 +161,21 @@ def new_email() -> str:
 
 @asynccontextmanager
 async def person(server: str, name: str = "Alice", *, keys: int = 1) -> AsyncIterator[Person]:
-    async with httpx.AsyncClient(base_url=server, timeout=30) as client:
+    # The server closes what is idle for five seconds, and a request must not meet that halfway.
+    limits = httpx.Limits(max_connections=100, keepalive_expiry=2)
+    # No certificates: to load them for each client takes longer than to sign up.
+    async with httpx.AsyncClient(base_url=server, timeout=30, limits=limits, verify=False) as client:
         body = {"name": name, "email": new_email(), "password": PASSWORD}
         someone = Person(client, good(await client.post("/sign-up", json=body), 201))
         for _ in range(keys):
             await someone.enrol()
         yield someone
+
+
+async def until(condition: Callable[[], Awaitable[Any]], within_s: float = PATIENCE_S) -> None:
+    async with asyncio.timeout(within_s):
+        while not await condition():  # noqa: ASYNC110 - the condition is another process'
+            await asyncio.sleep(0.01)
 
 
 def random_id() -> str:

@@ -75,11 +75,11 @@ async def test_sign_up_answers_with_user_and_session(http: httpx.AsyncClient) ->
     assert good(await who(http, token["token"])) == user
 
 
-@pytest.mark.parametrize("digits", [0, 1, 100_000, 999_999])
-async def test_times_have_six_digits_always(alice: Person, database_pool: None, digits: int) -> None:
-    at = datetime(2026, 1, 31, 12, 0, 0, digits, UTC)
-    await database.execute("UPDATE users SET created_at = $2 WHERE id = $1", alice.id, at)
-    assert good(await alice.get("/me"))["created_at"] == f"2026-01-31T12:00:00.{digits:06d}Z"
+async def test_times_have_six_digits_always(alice: Person, database_pool: None) -> None:
+    for digits in (0, 1, 100_000, 999_999):
+        at = datetime(2026, 1, 31, 12, 0, 0, digits, UTC)
+        await database.execute("UPDATE users SET created_at = $2 WHERE id = $1", alice.id, at)
+        assert good(await alice.get("/me"))["created_at"] == f"2026-01-31T12:00:00.{digits:06d}Z"
 
 
 async def test_neither_password_nor_token_is_stored(http: httpx.AsyncClient, database_pool: None) -> None:

@@ -210,7 +210,7 @@ def test_engines_stop_when_their_parent_is_killed(prepared: Path) -> None:
 
 
 def test_orphans_of_an_earlier_run_are_stopped(prepared: Path) -> None:
-    script = start_script("from server import embedded\nembedded.tie = lambda number: None\n" + HOLD, prepared)
+    script = start_script("from server import embedded\nembedded.PR_SET_PDEATHSIG = 0\n" + HOLD, prepared)
     assert script.stdout
     assert script.stdout.readline() == "started\n"
     engines = Engines(prepared)

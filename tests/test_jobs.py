@@ -209,6 +209,21 @@ async def test_frozen_redis_holds_nobody_for_long(own_server: RedisServer) -> No
     await pool.aclose(close_connection_pool=True)
 
 
+async def test_call_can_be_cancelled_at_any_moment(redis: ArqRedis) -> None:
+    async def call() -> None:
+        for _ in range(5):
+            await redis.ping()
+
+    for number in range(500):
+        calling = asyncio.create_task(call())
+        for _ in range(number % 25):
+            await asyncio.sleep(0)
+        if calling.done() or not calling.cancel():
+            continue
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+
+
 async def test_many_enqueues_at_once_share_few_connections(own_server: RedisServer) -> None:
     pool = await jobs.create_pool(own_server.url, max_connections=4)
     await asyncio.gather(*(jobs.enqueue_seal(pool, uuid.uuid4()) for _ in range(500)))

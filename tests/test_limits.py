@@ -1,65 +1,46 @@
 """Rate limits: who is held back, what it is told, and that losing Redis lets nobody through and holds nobody up."""
 
 import asyncio
-import base64
-import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from server.settings import Settings
-from tests.people import PASSWORD, Person, code, good, new_email
+from tests.people import PASSWORD, PATIENCE_S, Person, code, good, new_email
+from tests.processes import environ_of, running_api_process
 from tests.redis_server import RedisServer, running_redis
 
 LOGINS, CALLS, ASKED = 3, 12, 2
 
 
 @asynccontextmanager
-async def limited_api(settings: Settings, redis_url: str) -> AsyncIterator[str]:
+async def limited_api(settings: Settings, redis_url: str, folder: Path) -> AsyncIterator[str]:
     """An API of its own, in a process of its own, on the database of the others."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environ = os.environ | {
-        "DATABASE_URL": str(settings.database_url),
-        "REDIS_URL": redis_url,
-        "WORKER_PUBLIC_KEY": base64.b64encode(settings.worker_public_key or b"").decode(),
-        "REQUEST_MAC_KEY": base64.b64encode(settings.request_mac_key or b"").decode(),
-        "LOGIN_RATE_PER_MINUTE": str(LOGINS),
-        "RATE_PER_MINUTE": str(CALLS),
-        "REQUEST_READ_RATE_PER_HOUR": str(ASKED),
-        "TRUSTED_PROXIES": "127.0.0.1",
-        "LOG_LEVEL": "error",
-        "PORT": str(port),
-    }
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "server.cli", "api", env=environ)
-    try:
-        async with asyncio.timeout(60), httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            while True:
-                assert process.returncode is None
-                try:
-                    good(await client.get("/health/live"))
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await asyncio.wait_for(process.wait(), 30)
+    environ = environ_of(
+        settings,
+        REDIS_URL=redis_url,
+        RATE_LIMITS="on",
+        LOGIN_RATE_PER_MINUTE=str(LOGINS),
+        RATE_PER_MINUTE=str(CALLS),
+        REQUEST_READ_RATE_PER_HOUR=str(ASKED),
+        TRUSTED_PROXIES="127.0.0.1",
+    )
+    async with running_api_process(environ, folder / "log") as api:
+        yield api.url
+        api.send(signal.SIGTERM)
+        await api.wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
-async def limited(settings: Settings, server: str) -> AsyncIterator[str]:
-    async with limited_api(settings, str(settings.redis_url)) as url:
+async def limited(settings: Settings, server: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    async with limited_api(settings, str(settings.redis_url), tmp_path_factory.mktemp("limited")) as url:
         yield url
 
 
@@ -70,8 +51,10 @@ def own_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-async def with_own_redis(settings: Settings, server: str, own_redis: RedisServer) -> AsyncIterator[str]:
-    async with limited_api(settings, own_redis.url) as url:
+async def with_own_redis(
+    settings: Settings, server: str, own_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    async with limited_api(settings, own_redis.url, tmp_path_factory.mktemp("limited")) as url:
         yield url
 
 

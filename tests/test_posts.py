@@ -4,7 +4,7 @@ import asyncio
 import base64
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from server import database, jobs, posts
 from server.sealing import posts as sealing_posts
 from server.sealing.encoding import decode_base64, encode_base64
 from server.settings import Settings
-from tests.people import PATIENCE_S, Person, all_pages, code, good, person, random_id
+from tests.people import Person, all_pages, code, good, person, random_id, until
 
 POST_FIELDS = {
     *("id", "group_id", "author_id", "status", "sealed_by", "heading", "content", "content_hash", "commitment"),
@@ -91,12 +91,6 @@ async def insert_key(user_id: UUID, public_key: bytes) -> UUID:
         *(user_id, public_key, bytes(32), bytes(64)),
     )
     return key_id
-
-
-async def until(condition: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not await condition():  # noqa: ASYNC110 - the condition is Postgres'
-            await asyncio.sleep(0.01)
 
 
 # ---------------------------------------------------------------------------------------------- the way of a post
@@ -195,8 +189,9 @@ async def test_same_request_with_the_same_id_answers_the_same_post(alice: Person
     group_id, post_id = await alice.found_group(bob), str(uuid_utils.compat.uuid7())
     body = {"group_id": group_id, "title": "A title", "content": "Some text", "id": post_id}
     first = good(await alice.post("/posts", body), 201)
-    for again in (body, body | {"id": post_id.upper(), "group_id": group_id.upper()}, body | {"attachments": []}):
-        answer = await alice.post("/posts", again)
+    same: list[dict[str, Any]] = [{}, {"id": post_id.upper(), "group_id": group_id.upper()}, {"attachments": []}]
+    for again in same:
+        answer = await alice.post("/posts", body | again)
         second = good(answer, 200)
         assert answer.headers["location"] == f"/posts/{post_id}"
         assert (second["id"], second["created_at"]) == (post_id, first["created_at"])
@@ -609,7 +604,8 @@ async def test_keys_are_added_all_or_none(server: str, alice: Person, stranger: 
             answer = await bob.post(f"/posts/{post['id']}/keys", {"sealed_keys": [fit, misfit]})
             assert code(answer) == (422, "invalid"), misfit
             assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
-        for body in ({"sealed_keys": []}, {}, {"sealed_keys": [fit], "more": 1}):
+        bodies: list[dict[str, Any]] = [{"sealed_keys": []}, {}, {"sealed_keys": [fit], "more": 1}]
+        for body in bodies:
             assert code(await bob.post(f"/posts/{post['id']}/keys", body)) == (422, "invalid")
         assert await keys_of(post["id"]) == {UUID(alice.devices[0].id), UUID(bob.devices[0].id)}
         assert code(await stranger.post(f"/posts/{post['id']}/keys", {"sealed_keys": []})) == (404, "post_not_found")

@@ -1,19 +1,22 @@
-"""What happens at once: whoever comes first, nothing is sealed to those who have gone, and nobody stands in a circle."""
+"""What happens at once: whoever comes first, nothing is sealed to who has gone, and nobody waits in a circle."""
 
 import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import asyncpg
 import pytest
+import uuid_utils.compat
 
 from server import database, groups, keys, posts
 from server.posts import SealingElsewhere
+from server.sealing.encoding import encode_base64
 from server.settings import Settings
-from tests.people import Person, code, good, person
+from tests.people import Person, code, good, person, until
 from tests.test_requests import ask_often, begin
 
 pytestmark = pytest.mark.usefixtures("database_pool")
@@ -104,6 +107,7 @@ async def seal_slowly(scene: Scene, chance: random.Random) -> UUID:
 
 async def insert_elsewhere(user_id: UUID) -> UUID:
     """On a connection of its own, not on that of the sealing."""
+    assert database.ENGINE.pool
     key_id: UUID = await database.ENGINE.pool.fetchval(
         'INSERT INTO user_keys ("user", public_key, verify_key, proof, label)'
         " VALUES ($1, $2, $3, $4, 'key') RETURNING id",
@@ -205,12 +209,15 @@ async def test_who_is_there_in_time_gets_a_key(settings: Settings) -> None:
     assert min(outcomes["in time"], outcomes["late"]) > INTERLEAVINGS / 10, outcomes
 
 
-async def test_of_ten_sealings_at_once_one_counts(settings: Settings) -> None:
+async def test_of_ten_sealings_at_once_one_is_made(settings: Settings) -> None:
     scene = await set_up(settings)
+    begun = 0
 
     async def seal() -> int:
         async def seal_many(_: bytes, public_keys: list[bytes]) -> list[bytes | None]:
-            await asyncio.sleep(0.01)
+            nonlocal begun
+            begun += 1
+            await asyncio.sleep(0.05)
             return [bytes(80)] * len(public_keys)
 
         try:
@@ -219,10 +226,114 @@ async def test_of_ten_sealings_at_once_one_counts(settings: Settings) -> None:
             return 0
 
     assert sum(await asyncio.gather(*(seal() for _ in range(10)))) == 1
+    assert begun == 1
     assert await keys_of(scene.post_id) == {scene.owner_key_id, scene.member_key_id}
 
 
-# ------------------------------------------------------------------------------------ nobody stands in a circle
+# --------------------------------------------------------------------------- removal waits for what is under way
+
+
+@pytest.fixture
+async def postgres(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of a test's own."""
+    connection = await asyncpg.connect(settings.database_url)
+    yield connection
+    await connection.close()
+
+
+async def removed_meanwhile(
+    postgres: asyncpg.Connection, in_the_way: str, args: tuple[Any, ...], acting: Coroutine[Any, Any, Any], remove: Any
+) -> Any:
+    """What is answered to `acting`, which is held up just before it writes, while `remove` is called.
+
+    `in_the_way` inserts a row of the same key, which is taken back once both of them wait.
+    """
+    transaction = postgres.transaction()
+    await transaction.start()
+    # Without its foreign keys: their locks would hold up the removal themselves.
+    await postgres.execute("SET LOCAL session_replication_role = replica")
+    await postgres.execute(in_the_way, *args)
+    act = asyncio.create_task(acting)
+    await until(lambda: waiting(1))
+    removal = asyncio.create_task(remove)
+    await until(lambda: waiting(2))
+    assert not removal.done()
+    await transaction.rollback()
+    removed, answer = await asyncio.gather(removal, act)
+    assert removed.status_code == 204
+    return answer
+
+
+async def waiting(count: int) -> bool:
+    found = await database.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return bool(found >= count)
+
+
+PENDING = (
+    'INSERT INTO read_post_request (post, "group", "user", public_key, status) VALUES ($1, $2, $3, $4, \'pending\')'
+)
+KEY = "INSERT INTO post_keys (post, public_key, encrypted_key) VALUES ($1, $2, $3)"
+POST = (
+    'INSERT INTO posts (id, "group", author, status, sealed_by, draft, request_mac)'
+    " VALUES ($1, $2, $3, 'pending', 'server', 'x', 'x')"
+)
+
+
+async def test_removed_author_has_posted_before_or_not_at_all(
+    server: str, alice: Person, postgres: asyncpg.Connection
+) -> None:
+    async with person(server, "Bob") as bob:
+        group_id, post_id = await alice.found_group(bob), str(uuid_utils.compat.uuid7())
+        body = {"group_id": group_id, "title": "A title", "content": "Some text", "id": post_id}
+        removal = alice.delete(f"/groups/{group_id}/members/{bob.id}")
+        args = (post_id, group_id, bob.id)
+        answer = await removed_meanwhile(postgres, POST, args, bob.post("/posts", body), removal)
+        assert answer.status_code == 201
+
+
+async def test_removed_requester_leaves_no_request_behind(
+    server: str, alice: Person, postgres: asyncpg.Connection
+) -> None:
+    async with person(server, "Carol") as carol:
+        story = await begin(alice, carol)
+        asking = carol.post(f"/posts/{story.post_id}/request_read")
+        removal = alice.delete(f"/groups/{story.group_id}/members/{carol.id}")
+        args = (story.post_id, story.group_id, carol.id, carol.devices[0].id)
+        asked = good(await removed_meanwhile(postgres, PENDING, args, asking, removal), 201)
+        assert good(await alice.get(f"/read-requests/{asked['id']}"))["status"] == "cancelled"
+
+
+async def test_removed_decider_has_decided_before_or_not_at_all(
+    server: str, alice: Person, bob: Person, postgres: asyncpg.Connection
+) -> None:
+    async with person(server, "Carol") as carol:
+        group_id = await alice.found_group(bob)
+        post = await bob.publish(group_id)
+        await alice.add(group_id, carol)
+        request = await carol.ask(post["id"])
+        approving = bob.post(f"/read-requests/{request['id']}/approve", bob.reseal(post, request))
+        removal = alice.delete(f"/groups/{group_id}/members/{bob.id}")
+        args = (post["id"], request["public_key_id"], bytes(80))
+        assert (await removed_meanwhile(postgres, KEY, args, approving, removal)).status_code == 200
+
+
+async def test_removed_holder_has_added_its_keys_before_or_not_at_all(
+    server: str, alice: Person, postgres: asyncpg.Connection
+) -> None:
+    async with person(server, "Bob") as bob:
+        group_id = await alice.found_group(bob)
+        post = await alice.publish(group_id)
+        phone = await bob.enrol("phone")
+        own = {"public_key_id": phone.id, "sealed_key": encode_base64(bytes(80))}
+        adding = bob.post(f"/posts/{post['id']}/keys", {"sealed_keys": [own]})
+        removal = alice.delete(f"/groups/{group_id}/members/{bob.id}")
+        args = (post["id"], phone.id, bytes(80))
+        assert (await removed_meanwhile(postgres, KEY, args, adding, removal)).status_code == 201
+
+
+# ---------------------------------------------------------------------------------- nobody waits in a circle
 
 
 def statuses(answers: list[Any]) -> set[int]:

@@ -156,9 +156,10 @@ async def test_question_that_makes_no_sense_is_refused(
         assert code(await alice.post(path)) == (409, "already_readable")
         for key_id in (alice.devices[0].id, random_id()):
             assert code(await carol.post(path, {"public_key_id": key_id})) == (404, "key_not_found")
-        for body in ({"public_key_id": "x"}, {"public_key_id": 1}, {"key": device.id}, [], "x"):
-            assert code(await carol.post(path, body)) == (422, "invalid"), body
-            assert code(await stranger.post(path, body)) == (404, "post_not_found"), body
+        misfits: list[Any] = [{"public_key_id": "x"}, {"public_key_id": 1}, {"key": device.id}, [], "x"]
+        for misfit in misfits:
+            assert code(await carol.post(path, misfit)) == (422, "invalid"), misfit
+            assert code(await stranger.post(path, misfit)) == (404, "post_not_found"), misfit
         assert code(await stranger.post(path)) == (404, "post_not_found")
         assert code(await carol.post("/posts/no-uuid/request_read")) == (404, "post_not_found")
 

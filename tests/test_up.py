@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,8 +21,8 @@ import pytest
 
 from server.embedded import Engines
 from server.settings import FIELDS, SettingsError, load
-from server.supervisor import pause
-from server.up import Sources, directions, write_all_secrets
+from server.supervisor import STOP_WITHIN_S, pause
+from server.up import Sources, check_port, directions, write_all_secrets
 
 ROOT = Path(__file__).parent.parent
 UP = [sys.executable, "-P", "-m", "server.cli", "up"]
@@ -153,7 +154,7 @@ def test_ctrl_c_stops_everything_and_the_next_run_goes_on_with_the_same_secrets(
     run = start()
     run.wait_until_ready()
     assert run.is_ready()
-    check_secrets_of_children(run)
+    check_children(run)
     before = secrets_of(run.data_dir)
     assert set(before) == {"worker_private_keys", "request_mac_key"}
     assert stat.S_IMODE((run.data_dir / "secrets").stat().st_mode) == 0o700
@@ -166,8 +167,9 @@ def test_ctrl_c_stops_everything_and_the_next_run_goes_on_with_the_same_secrets(
     assert run.stop(signal.SIGTERM) == 0
 
 
-def check_secrets_of_children(run: Run) -> None:
-    """No child gets a secret that it has no need of."""
+def check_children(run: Run) -> None:
+    """No child gets a secret that it has no need of, nor a signal that is sent to the terminal's foreground."""
+    assert run.process.pid not in {os.getpgid(process.pid) for process in run.family()}
     api, worker = environ_of(run.child("api")), environ_of(run.child("worker"))
     secret = {field.variable for field in FIELDS if field.secret}
     assert secret & set(api) == {"DATABASE_URL", "REDIS_URL", "WORKER_PUBLIC_KEY", "REQUEST_MAC_KEY"}
@@ -202,7 +204,9 @@ def test_what_dies_is_started_again_and_a_killed_run_leaves_nothing_in_the_way(s
     os.killpg(run.process.pid, signal.SIGINT)
     wait_until(lambda: not is_alive(worker), STOPPED_WITHIN_S, run)
     assert is_alive(api)
+    began = time.monotonic()
     assert run.stop() == 0
+    assert time.monotonic() - began < STOP_WITHIN_S / 2
 
 
 def test_signal_during_the_start_leaves_nothing(start: Callable[..., Run], place: Path) -> None:
@@ -238,6 +242,16 @@ def test_port_in_use_is_told_before_anything_starts(place: Path) -> None:
         told = f"can't listen on 127.0.0.1 port {port}: Address already in use; set PORT or HOST to another"
         assert refused(place, PORT=str(port)) == told
     assert not (place / "data").exists()
+
+
+def test_port_that_becomes_free_in_a_moment_is_waited_for() -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    leaving = threading.Timer(0.5, taken.close)
+    leaving.start()
+    check_port("127.0.0.1", port)
+    assert taken.fileno() == -1
+    leaving.join()
 
 
 def test_address_that_is_not_ours_is_told(place: Path) -> None:
@@ -277,6 +291,8 @@ def test_with_servers_of_ones_own_nothing_is_embedded_and_nothing_generated(
         run = start(**addresses, **files)
         run.wait_until_ready()
         assert {process.cmdline()[-1] for process in run.family()} == {"api", "worker"}
+        assert set(files) & set(environ_of(run.child("api"))) == {"WORKER_PUBLIC_KEY_FILE", "REQUEST_MAC_KEY_FILE"}
+        assert set(files) & set(environ_of(run.child("worker"))) == {"WORKER_PRIVATE_KEYS_FILE"}
         assert not run.data_dir.exists()
         assert run.stop() == 0
         assert own.postgres.running

@@ -163,10 +163,7 @@ async def test_job_that_was_put_off_since_the_queue_was_read_is_not_started(redi
         raise AssertionError
 
     async with working(redis, work) as worker:
-        worker.allow_pick_jobs = False
-        await jobs.enqueue(redis, "work", {"put off": [], "done": []})
-        await redis.zincrby(redis.default_queue_name, 60_000, "put off")
-        await redis.zrem(redis.default_queue_name, "done")
+        await redis.zadd(redis.default_queue_name, {"put off": (time.time() + 60) * 1000})
         await worker.start_jobs([b"put off", b"done"])
         assert not worker.tasks
         assert not await redis.exists("arq:in-progress:put off", "arq:in-progress:done")

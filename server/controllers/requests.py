@@ -1,4 +1,4 @@
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 from uuid import UUID
 
 import msgspec
@@ -104,7 +104,7 @@ async def list_read_requests(
     if status is not None and status not in get_args(Status):
         raise Invalid(("?status", f"must be one of {', '.join(get_args(Status))}"))
     find = requests.list_to_decide if role == "decider" else requests.list_own
-    rows, next_cursor = cut(await find(request.user.user_id, status, page), page)
+    rows, next_cursor = cut(await find(request.user.user_id, cast("Status | None", status), page), page)
     return ReadRequestPage([show_request(row) for row in rows], next_cursor)
 
 

@@ -1,0 +1,243 @@
+"""The statements that run often, on tables that are big and skewed: each touches a few rows and reads no table through.
+
+Postgres plans a statement anew a few times and then may keep one plan for all parameters. Both ways are looked at.
+"""
+
+import contextlib
+import json
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from server import accounts, database, events, groups, keys, posts, requests
+from server.embedded import postgres_binary
+from server.errors import Unauthenticated
+from server.lists import Page
+from server.settings import Settings
+
+# One group with most of the posts and hundreds of members, many small ones, and one user who is in a hundred of them.
+FILL = """
+    INSERT INTO users (id, name, email, email_key, password)
+        SELECT id_of('user', n), 'User', n, n, '' FROM generate_series(0, 1999) n;
+    INSERT INTO user_tokens ("user", token_hash, kind, scopes, expires)
+        SELECT id_of('user', n % 2000), sha256(n::text::bytea), 'session', '{}', now() + interval '7 d'
+        FROM generate_series(0, 9999) n;
+    INSERT INTO user_keys (id, "user", public_key, verify_key, proof, label, is_revoked, revoked_at)
+        SELECT id_of('key', n), id_of('user', n % 2000), sha256(n::text::bytea), sha256(''), sha512(''), 'key',
+            n >= 2000, CASE WHEN n >= 2000 THEN now() END FROM generate_series(0, 2999) n;
+    INSERT INTO user_groups (id, name, request_mac)
+        SELECT id_of('group', n), 'Group', '' FROM generate_series(0, 499) n;
+    INSERT INTO user_group_association ("user", "group", role)
+        SELECT id_of('user', n), id_of('group', 0), CASE WHEN n < 2 THEN 'owner' ELSE 'member' END
+        FROM generate_series(0, 399) n
+        UNION ALL SELECT id_of('user', 0), id_of('group', n), 'member' FROM generate_series(1, 100) n
+        UNION ALL SELECT id_of('user', n), id_of('group', n), 'owner' FROM generate_series(1, 499) n
+        UNION ALL SELECT id_of('user', 1000 + n % 1000), id_of('group', 1 + n % 499), 'member'
+        FROM generate_series(0, 1999) n;
+    INSERT INTO posts (id, "group", author, status, sealed_by, heading, content, content_hash, commitment,
+            request_mac, created_at, sealed_at)
+        SELECT id_of('post', n), id_of('group', CASE WHEN n < 14000 THEN 0 ELSE n % 500 END),
+            id_of('user', CASE WHEN n < 14000 THEN n % 400 ELSE n % 500 END), 'sealed', 'server', sha512(''),
+            decode(repeat('ab', 400), 'hex'), sha256(''), sha256(''), '',
+            now() - n * interval '1 minute', now() FROM generate_series(0, 19999) n;
+    INSERT INTO post_keys (post, public_key, encrypted_key)
+        SELECT id_of('post', n), id_of('key', (n + 7 * m) % 400), decode(repeat('cd', 80), 'hex')
+        FROM generate_series(0, 13999) n, generate_series(0, 4) m
+        UNION ALL SELECT id_of('post', n), id_of('key', n % 500), decode(repeat('cd', 80), 'hex')
+        FROM generate_series(14000, 19999) n;
+    INSERT INTO read_post_request (id, post, "group", "user", public_key, status, created_at, decided_at)
+        SELECT id_of('request', n), p.id, p."group", id_of('user', n % 399 + 1), id_of('key', n % 399 + 1),
+            CASE WHEN n % 50 = 0 THEN 'pending' ELSE 'approved' END, now() - n * interval '1 minute',
+            CASE WHEN n % 50 = 0 THEN NULL ELSE now() - n * interval '1 minute' END
+        FROM generate_series(0, 19999) n JOIN posts p ON p.id = id_of('post', n);
+    DELETE FROM post_keys WHERE post = id_of('post', 3) AND public_key = id_of('key', 3);
+    INSERT INTO outbox (channels, frame) SELECT '{}', '' FROM generate_series(1, 10);
+    ANALYZE;
+"""
+
+BIG_TABLES = {"posts", "post_keys", "read_post_request", "user_tokens", "user_keys", "user_group_association", "users"}
+# Where all of a big group's members are wanted, the others are rightly read through; these never are.
+NEVER_READ_THROUGH = {"posts", "post_keys", "read_post_request", "user_tokens"}
+
+
+def id_of(kind: str, number: int) -> UUID:
+    return UUID(bytes=uuid.uuid5(uuid.NAMESPACE_OID, kind).bytes[:8] + number.to_bytes(8))
+
+
+OWNER, MEMBER, IN_MANY_GROUPS, IN_SMALL_GROUPS = (id_of("user", number) for number in (1, 77, 0, 1000))
+BIG, SMALL = id_of("group", 0), id_of("group", 7)
+FIVE_DAYS_AGO = datetime.now(UTC) - timedelta(days=5)
+
+
+@pytest.fixture(scope="module")
+async def crowded(settings: Settings, migrated: None) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database of the same schema, full."""
+    admin = await asyncpg.connect(settings.database_url)
+    await admin.execute("CREATE DATABASE plans")
+    await admin.close()
+    url = urlsplit(str(settings.database_url))._replace(path="/plans").geturl()
+    schema = run("pg_dump", "--schema-only", str(settings.database_url))
+    run("psql", "--quiet", "--set", "ON_ERROR_STOP=1", url, stdin=schema)
+    connection = await asyncpg.connect(url, server_settings={"jit": "off"})
+    await connection.execute(
+        f"""
+        SET session_replication_role = replica;
+        CREATE FUNCTION id_of(kind text, number bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+            SELECT (CASE kind {" ".join(f"WHEN '{kind}' THEN '{id_of(kind, 0).hex[:16]}'" for kind in KINDS)} END
+                || lpad(to_hex(number), 16, '0'))::uuid $$;
+        {FILL}
+        """
+    )
+    yield connection
+    await connection.close()
+
+
+KINDS = ("user", "key", "group", "post", "request")
+
+
+def run(name: str, *args: str, stdin: bytes = b"") -> bytes:
+    command = [str(postgres_binary(name)), *args]
+    return subprocess.run(command, check=True, input=stdin, stdout=subprocess.PIPE).stdout
+
+
+class Explaining:
+    """Stands in for the connection that the domain runs its statements on, and keeps their plans."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.plans: list[dict[str, Any]] = []
+
+    async def explain(self, sql: str, args: tuple[Any, ...]) -> None:
+        await self.connection.execute(f"PREPARE explained AS {sql}")
+        parameters = f"({', '.join(map(literal, args))})" if args else ""
+        explained = await self.connection.fetchval(
+            f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) EXECUTE explained{parameters}"
+        )
+        self.plans.append(json.loads(explained)[0]["Plan"])
+        await self.connection.execute("DEALLOCATE explained")
+
+    async def fetch(self, sql: str, *args: Any) -> list[asyncpg.Record]:
+        await self.explain(sql, args)
+        return list(await self.connection.fetch(sql, *args))
+
+    async def fetchrow(self, sql: str, *args: Any) -> asyncpg.Record | None:
+        await self.explain(sql, args)
+        return await self.connection.fetchrow(sql, *args)
+
+    async def fetchval(self, sql: str, *args: Any) -> Any:
+        await self.explain(sql, args)
+        return await self.connection.fetchval(sql, *args)
+
+    async def execute(self, sql: str, *args: Any) -> str:
+        await self.explain(sql, args)
+        return str(await self.connection.execute(sql, *args))
+
+
+def literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'"
+    if isinstance(value, list | set):
+        return f"'{{{','.join(map(str, value))}}}'"
+    return f"'{value}'"
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", []):
+        yield from nodes(part)
+
+
+def touched(plan: dict[str, Any]) -> int:
+    """Rows that were read from big tables, whether they were of use or not."""
+    removed = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
+    return sum(
+        round((node["Actual Rows"] + sum(node.get(name, 0) for name in removed)) * node["Actual Loops"])
+        for node in nodes(plan)
+        if node.get("Relation Name") in BIG_TABLES
+    )
+
+
+def outline(plan: dict[str, Any], depth: int = 0) -> str:
+    facts = ("Relation Name", "Index Name", "Filter", "Actual Rows", "Rows Removed by Filter", "Actual Loops")
+    own = ", ".join(f"{plan[fact]}" if " Name" in fact else f"{fact}: {plan[fact]}" for fact in facts if fact in plan)
+    parts = [outline(part, depth + 1) for part in plan.get("Plans", [])]
+    return "\n".join([f"{'  ' * depth}{plan['Node Type']}: {own}", *parts])
+
+
+CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
+    # At most so many rows are touched. A page is of 51, each needs a few; an owner holds the keys of one post in 80.
+    "page of a big group": (400, lambda: posts.list_of_group(MEMBER, BIG, Page())),
+    "page in the middle of a big group": (
+        400,
+        lambda: posts.list_of_group(MEMBER, BIG, Page(created_before=FIVE_DAYS_AGO)),
+    ),
+    "page of a small group": (400, lambda: posts.list_of_group(IN_MANY_GROUPS, SMALL, Page())),
+    "page of posts of all groups": (400, lambda: posts.list_all(MEMBER, Page())),
+    "page of posts of a hundred groups": (4000, lambda: posts.list_all(IN_MANY_GROUPS, Page())),
+    "page of posts of somebody in small groups": (400, lambda: posts.list_all(IN_SMALL_GROUPS, Page())),
+    "one post": (20, lambda: posts.read(MEMBER, id_of("post", 5000))),
+    "one request": (200, lambda: requests.read(OWNER, id_of("request", 0))),
+    "pending requests for an owner": (9000, lambda: requests.list_to_decide(OWNER, "pending", Page(limit=1000))),
+    "pending requests for a member": (4000, lambda: requests.list_to_decide(MEMBER, "pending", Page(limit=1000))),
+    "all requests for an owner": (20_000, lambda: requests.list_to_decide(OWNER, None, Page())),
+    "one's own requests": (300, lambda: requests.list_own(MEMBER, None, Page())),
+    "one's own pending requests": (300, lambda: requests.list_own(MEMBER, "pending", Page())),
+    "what was decided since": (
+        200,
+        lambda: requests.list_decided_since(MEMBER, FIVE_DAYS_AGO, 1000),
+    ),
+    "asking": (50, lambda: requests._state(IN_SMALL_GROUPS, id_of("post", 14_001), None)),
+    "deciders of a post of a big group": (200, lambda: requests._deciders([id_of("request", 0)])),
+    "deciders where neither author nor owners hold the key": (2500, lambda: requests._deciders([id_of("request", 3)])),
+    "deciders of many posts": (5000, lambda: requests._deciders([id_of("request", 50 * n) for n in range(50)])),
+    "deciding": (100, lambda: requests._lock_for_decision(IN_MANY_GROUPS, id_of("request", 0))),
+    "cancelling for a key": (200, lambda: requests.cancel_of_key(id_of("key", 50))),
+    "cancelling for a member": (400, lambda: requests.cancel_of_member(BIG, id_of("user", 50))),
+    "cancelling for a post": (200, lambda: requests.cancel_of_post(id_of("post", 100))),
+    "authentication": (2, lambda: accounts.authenticate("nobody")),
+    "open sockets' credentials": (100, lambda: accounts.live_credentials([UUID(int=n) for n in range(50)])),
+    "open sockets' groups": (500, lambda: groups.memberships([id_of("user", n) for n in range(50)])),
+    "recipients of a post": (10_000, lambda: posts._recipients(BIG)),
+    "whether there are recipients": (20, lambda: posts._has_recipients(BIG)),
+    "somebody's keys": (50, lambda: keys.list_of_user(MEMBER, id_of("user", 78))),
+    "what the sweep finds to seal": (10, lambda: posts.pending(5, 10_000)),
+    "what the sweep finds to announce": (10, lambda: events.unpublished(5, 500)),
+}
+
+
+@pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("name", CASES)
+async def test_statement_touches_few_rows(
+    crowded: asyncpg.Connection, name: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, call = CASES[name]
+    explaining = Explaining(crowded)
+    monkeypatch.setattr(database, "_executor", lambda: explaining)
+    transaction = crowded.transaction()
+    await transaction.start()
+    try:
+        await crowded.execute(f"SET LOCAL plan_cache_mode = {mode}")
+        with contextlib.suppress(Unauthenticated):
+            await call()
+    finally:
+        await transaction.rollback()
+    assert explaining.plans
+    for plan in explaining.plans:
+        through = [
+            node["Relation Name"]
+            for node in nodes(plan)
+            if node["Node Type"] == "Seq Scan" and node["Relation Name"] in NEVER_READ_THROUGH
+        ]
+        assert not through, outline(plan)
+        assert touched(plan) <= limit, outline(plan)
