@@ -131,7 +131,7 @@ def advise(error: ClientError) -> str | None:  # noqa: PLR0911 - a table in all 
             advice = _ADVICE_BY_ACCESS.get(error.access)
             return advice and advice.format(post=error.post_id)
         case HeldElsewhere():
-            return "on the device that has it, link this one: `secureblogs key link` with the id of this device's key"
+            return f"have it handed on by the device that can read it: `secureblogs key link {error.key_id or 'KEY'}`"
         case GrantReturned() if error.asked_again is not None:
             return "`secureblogs tail` tells when it is decided"
         case UntrustedRecipients():
@@ -179,7 +179,7 @@ async def connected(profile: Profile, retries: Retries | None = None) -> AsyncIt
 
 
 # For what makes many calls: to have used up the calls of a minute is no reason to stop.
-PATIENT = Retries(tries=10, longest_wait=65.0)
+PATIENT = Retries(tries=5, longest_wait=65.0)
 
 
 class Unlocked(NamedTuple):

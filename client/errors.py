@@ -154,7 +154,9 @@ class NotReadable(CannotOpen):
 class HeldElsewhere(CannotOpen):
     """A post is sealed to other keys of the reader, whose private halves are on other devices."""
 
-    def __init__(self) -> None:
+    def __init__(self, key_id: UUID | None) -> None:
+        self.key_id = key_id
+        """The newest key of this device, which another one can hand the post to."""
         super().__init__("this post is readable with a key of yours that is not on this device")
 
 

@@ -75,7 +75,7 @@ async def open_post(identity: Identity, people: People, post: Post) -> OpenedPos
     held = [(identity.held(sealed.public_key_id), sealed) for sealed in post.sealed_keys]
     mine = [(key.private_key, sealed) for key, sealed in held if key is not None]
     if not mine:
-        raise HeldElsewhere
+        raise HeldElsewhere(next((key.key_id for key in reversed(identity.keys) if key.key_id is not None), None))
     proofs: Proofs = {
         "heading": post.heading,
         "content_hash": post.content_hash,

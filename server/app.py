@@ -73,7 +73,7 @@ async def run(app: Litestar) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.open_pool(str(settings.database_url), settings.database_pool_size))
         app.state.redis = await jobs.create_pool(str(settings.redis_url))
-        stack.push_async_callback(app.state.redis.aclose)
+        stack.push_async_callback(app.state.redis.aclose, close_connection_pool=True)
         app.state.limiter = Limiter(str(settings.redis_url), app.state.redis.connection_pool, settings)
         app.state.hub = await stack.enter_async_context(Hub(app.state.redis))
         app.state.sockets = await stack.enter_async_context(Sockets(app.state.hub))

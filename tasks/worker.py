@@ -79,7 +79,7 @@ class Worker(arq.worker.Worker):
             return
         self.ctx["redis"] = self.pool
         backoff_s = 0.05
-        # A signal ends this by cancelling it; but one that came before there was anything to cancel has to be seen here.
+        # A signal ends this by cancelling it, but for one that came before there was anything to cancel.
         while not (self.is_stopping and not self.tasks):
             self._woken.clear()
             try:

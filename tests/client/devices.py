@@ -36,6 +36,7 @@ class Device(User):
         self.client = client
         self.profile = Profile("default", home / "config/secureblogs", home / "data/secureblogs")
         self.environment["SECUREBLOGS_PASSPHRASE"] = ""
+        self._opened: tuple[bytes, Identity] | None = None
 
     def go_through(self, address: str) -> None:
         """Let the command line of this user talk to another address, such as a liar's."""
@@ -44,14 +45,21 @@ class Device(User):
 
     @property
     def identity(self) -> Identity:
-        return read_identity(self.profile.identity_path, "")
+        """As it is on the disk; what the command line wrapped takes half a second, and is unwrapped but once."""
+        wrapped = self.profile.identity_path.read_bytes()
+        if self._opened is None or self._opened[0] != wrapped:
+            self._opened = (wrapped, read_identity(self.profile.identity_path, ""))
+            self.save_identity(self._opened[1])
+        return self._opened[1]
 
     @property
     def key(self) -> HeldKey:
         return self.identity.keys[-1]
 
     def save_identity(self, identity: Identity) -> None:
-        files.write(self.profile.identity_path, wrap_identity(msgspec.json.encode(identity), "", CHEAPEST))
+        wrapped = wrap_identity(msgspec.json.encode(identity), "", CHEAPEST)
+        files.write(self.profile.identity_path, wrapped)
+        self._opened = (wrapped, identity)
 
     def people(self, client: Client | None = None) -> People:
         path = self.profile.pins_path
@@ -85,7 +93,11 @@ class Device(User):
         return group.id
 
     async def publish(
-        self, group_id: UUID, title: str = "The key", content: str = "is under the mat", **rules: bool
+        self,
+        group_id: UUID,
+        title: str = "The key",
+        content: str = "is under the mat",
+        withhold: Withhold | None = None,
     ) -> Posted:
         return await publish(
             self.client,
@@ -95,7 +107,7 @@ class Device(User):
             self.user.id,
             title,
             content,
-            withhold=Withhold(**rules),
+            withhold=withhold,
         )
 
     async def read(self, post_id: UUID) -> OpenedPost:

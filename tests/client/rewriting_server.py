@@ -10,16 +10,20 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from tests.client.scripted_server import Call, Hang, Reply, read_call, write_reply
+from tests.client.scripted_server import HANG_UP, Call, Hang, Reply, read_call, write_reply
 
 Change = Callable[[Any], Any]
 """Of a decoded answer: changed in its place, or what stands in its place (unless None)."""
+Answer = Callable[[Call], Reply]
 
 
 class Lie(NamedTuple):
     method: str
     path: re.Pattern[str]
-    change: Change | Reply | Hang
+    change: Change | None
+    """What is done to the real answer, or:"""
+    answer: Answer | Hang | None
+    """what is told in its place."""
     times: list[int]
     """How often it is told still."""
 
@@ -34,11 +38,11 @@ class Liar:
 
     def rewrite(self, method: str, path: str, change: Change, times: int = 1_000_000) -> None:
         """Change the good answers of calls whose whole path matches."""
-        self._lies.append(Lie(method, re.compile(path), change, [times]))
+        self._lies.append(Lie(method, re.compile(path), change, None, [times]))
 
-    def answer(self, method: str, path: str, reply: Reply | Hang, times: int = 1_000_000) -> None:
+    def answer(self, method: str, path: str, answer: Answer | Hang, times: int = 1_000_000) -> None:
         """Answer in the server's place; for Hang the call reaches the server, and its answer is lost."""
-        self._lies.append(Lie(method, re.compile(path), reply, [times]))
+        self._lies.append(Lie(method, re.compile(path), None, answer, [times]))
 
     def tell_the_truth(self) -> None:
         self._lies.clear()
@@ -103,19 +107,18 @@ async def lying(server: str) -> AsyncIterator[Liar]:
 async def answer(http: httpx.AsyncClient, liar: Liar, call: Call) -> Reply | Hang:
     lies = liar.lies_about(call)
     for lie in lies:
-        if isinstance(lie.change, Reply):
-            return lie.change
+        if callable(lie.answer):
+            return lie.answer(call)
     passed = {name: text for name, text in call.headers.items() if name in ("authorization", "content-type")}
     said = await http.request(call.method, call.target, content=call.body, headers=passed)
-    if any(isinstance(lie.change, Hang) for lie in lies):
-        return Hang()
+    if any(isinstance(lie.answer, Hang) for lie in lies):
+        return HANG_UP
     if not said.is_success or not said.content or not lies:
         return Reply(said.status_code, said.content, {"Content-Type": said.headers.get("content-type", "")})
     body = said.json()
     for lie in lies:
-        if callable(lie.change):
-            told = lie.change(body)
-            body = body if told is None else told
+        told = lie.change(body) if lie.change else None
+        body = body if told is None else told
     return Reply(said.status_code, msgspec.json.encode(body), {"Content-Type": "application/json"})
 
 

@@ -86,7 +86,15 @@ LIES: dict[str, tuple[Callable[[Stage], Answers], str]] = {
     "another post under this id": (lambda s: telling(s.post, **s.other | parts(s.post, "id")), "CannotOpen"),
     "another group": (lambda s: telling(s.post, group_id=s.other["id"]), "CannotOpen"),
     "another author": (lambda s: telling(s.post, author_id=str(s.mallory.id)), "UntrustedKey"),
-    "an id of 15 bytes": (lambda s: telling(s.post, group_id=s.post["group_id"][:-2]), "CannotOpen"),
+    "a byte of one id in another": (
+        # What is joined stays the same.
+        lambda s: telling(
+            s.unsigned,
+            group_id=s.unsigned["group_id"] + s.unsigned["author_id"][:2],
+            author_id=s.unsigned["author_id"][2:],
+        ),
+        "CannotOpen",
+    ),
     "no content": (lambda s: telling(s.post, content=None), "CannotOpen"),
     "sealed by nobody": (lambda s: telling(s.post, sealed_by="nobody"), "CannotOpen"),
     "sealed by the server, and signed": (lambda s: telling(s.post, sealed_by="server"), "CannotOpen"),
