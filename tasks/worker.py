@@ -1,7 +1,7 @@
 """The worker process: arq's worker with what makes it quick to start a job and hard to kill.
 
-SIGTERM lets running jobs finish for COMPLETION_WAIT_S and then puts them back on the queue. A lost Redis or Postgres is
-waited for, however long it takes; only what a new start could mend ends the process, with a status other than 0.
+SIGTERM lets running jobs finish for COMPLETION_WAIT_S and then puts them back on the queue. Once it runs, a lost Redis
+or Postgres is waited for, however long it takes; what a new start could mend ends it, with a status other than 0.
 """
 
 import asyncio
@@ -101,15 +101,22 @@ class Worker(arq.worker.Worker):
         self._lost_redis = error is not None
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        names = [name for name in map(bytes.decode, job_ids) if not self._has_in_hand(name)]
-        if not names:
-            return
-        claims = await self.pool.mget([in_progress_key_prefix + name for name in names])
-        for name, claim in zip(names, claims, strict=True):
+        free = await self._unclaimed([name for name in map(bytes.decode, job_ids) if not self._has_in_hand(name)])
+        # The queue holds what is running too. With many workers that may be all that one reading shows: read on.
+        reads_on = not free and len(job_ids) == self.queue_read_limit
+        self._queue_read_offset = self._queue_read_offset + self.queue_read_limit if reads_on else 0
+        if reads_on:
+            self._woken.set()
+        for name in free:
             if self.job_counter >= self.max_jobs:
                 return
-            if claim is None:
-                await self._claim(name)
+            await self._claim(name)
+
+    async def _unclaimed(self, job_ids: list[str]) -> list[str]:
+        if not job_ids:
+            return []
+        claims = await self.pool.mget([in_progress_key_prefix + job_id for job_id in job_ids])
+        return [job_id for job_id, claim in zip(job_ids, claims, strict=True) if claim is None]
 
     def _has_in_hand(self, job_id: str) -> bool:
         return job_id in self.tasks and not self.tasks[job_id].done()

@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml  # type: ignore[import-untyped]  # it is published without types
+import yaml
 
 from server.embedded import Engines, postgres_binary, valkey_binary
 from server.serving import make_server

@@ -153,7 +153,18 @@ async def test_founder_who_left_does_not_come_back_by_trying_again(alice: Person
     assert await roles(bob, body["id"]) == {"Bob": "owner"}
 
 
-@pytest.mark.parametrize("bad", ["5f0c1c5e-6c0e-4d57-9b0c-2f6f3c1f9a11", "2c7a4f8c-e676-11f1-b281-02fc00000001", "0" * 32, "x", "", 7, str(uuid.UUID(int=0))])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "5f0c1c5e-6c0e-4d57-9b0c-2f6f3c1f9a11",
+        "2c7a4f8c-e676-11f1-b281-02fc00000001",
+        "0" * 32,
+        "x",
+        "",
+        7,
+        str(uuid.UUID(int=0)),
+    ],
+)
 async def test_id_is_a_uuid_of_version_7(alice: Person, bad: Any) -> None:
     assert wrong(await alice.post("/groups", {"name": "Friends", "id": bad})) == ["/id"]
 

@@ -123,6 +123,23 @@ async def test_free_slot_is_filled_without_waiting_for_the_poll(redis: ArqRedis)
     assert most == 3
 
 
+async def test_job_behind_hundreds_that_others_run_is_found(redis: ArqRedis) -> None:
+    started = asyncio.Event()
+
+    async def work(_ctx: dict[Any, Any]) -> None:
+        started.set()
+
+    elsewhere = [f"elsewhere {number}" for number in range(250)]
+    await redis.mset({f"arq:in-progress:{job_id}": b"1" for job_id in elsewhere})
+    await redis.zadd(redis.default_queue_name, dict.fromkeys(elsewhere, 1000))
+    async with working(redis, work) as worker:
+        for number in range(2):
+            started.clear()
+            await jobs.enqueue(redis, "work", {f"job {number}": []})
+            await asyncio.wait_for(started.wait(), 5)
+            await until_true(lambda: not worker.tasks)
+
+
 async def test_two_workers_share_the_jobs_and_run_each_once(redis: ArqRedis) -> None:
     done: dict[str, list[str]] = {"first": [], "second": []}
 
@@ -186,6 +203,14 @@ async def test_job_whose_claim_redis_forgot_is_not_started_again_by_its_own_work
         finish.set()
         await until_empty(redis)
     assert starts == 1
+
+
+async def test_worker_that_is_told_to_stop_before_it_began_does_not_begin(redis: ArqRedis) -> None:
+    settings = Settings(worker_private_keys=(WORKER_PAIR.private,))
+    async with open_worker(settings, redis, handle_signals=False) as worker:
+        worker.handle_sig_wait_for_completion(signal.SIGTERM)
+        await asyncio.wait_for(worker.main(), 10)
+        assert await redis.zcard(redis.default_queue_name) == 0
 
 
 async def test_released_worker_puts_back_what_it_was_at(redis: ArqRedis) -> None:

@@ -11,9 +11,11 @@ from tests.javascript.scripted import Scripted, arrive
 def page(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A folder with the code of the page, what it imports, and the driver beside it."""
     check_version()
-    assert pytestconfig.cache
+    # pytest's cache outlives the run; it can be switched off.
+    cache = getattr(pytestconfig, "cache", None)
+    modules = install_packages(cache.mkdir if cache else tmp_path_factory.mktemp)
     folder = tmp_path_factory.mktemp("javascript")
-    write_page(folder, install_packages(pytestconfig.cache))
+    write_page(folder, modules)
     return folder
 
 
@@ -27,4 +29,4 @@ async def node(page: Path) -> AsyncIterator[Node]:
 async def bo(node: Node, server: str) -> AsyncIterator[Scripted]:
     """Somebody new whose client is the page's; the server is honest again in the end."""
     yield await arrive(node, server, "Bo")
-    await node.call("lie", {})
+    await node.call("reset")

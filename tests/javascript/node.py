@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,12 +136,13 @@ def check_version() -> None:
         give_up(f"Node {'.'.join(map(str, OLDEST_NODE))} or later is needed; this is {shown.strip()}")
 
 
-def install_packages(cache: pytest.Cache) -> Path:
+def install_packages(make_folder: Callable[[str], Path]) -> Path:
     """`node_modules` with what `package-lock.json` names, installed when it is first needed."""
     wanted = [HERE / "package.json", HERE / "package-lock.json"]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in wanted)).hexdigest()[:16]
-    folder = cache.mkdir(f"javascript-{digest}")
+    folder = make_folder(f"javascript-{digest}")
     modules, complete = folder / "node_modules", folder / "complete"
+    # Other processes of the same run come here at the same time.
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not complete.exists():
