@@ -25,7 +25,6 @@ from msgspec import Struct
 from client import files
 from client.api import Client
 from client.errors import (
-    BadAnswer,
     CannotOpen,
     ClientError,
     NotFound,
@@ -96,7 +95,7 @@ async def choose_recipients(
 ) -> Recipients:
     """Judge keys that the server lists for a group. `known` are users that were recipients here before.
 
-    Raises CannotOpen, UntrustedRecipients, BadAnswer; pins are saved only if it does not.
+    Raises CannotOpen, of its kinds UntrustedRecipients and Substituted; pins are saved only if it does not.
     """
     by_user = _by_user(keys)
     left_out = [key for key in keys if {key.id, key.user_id} & withhold.ids]
@@ -210,7 +209,7 @@ async def _fetch_endorsers(
 
 def _by_user(keys: Sequence[Key]) -> dict[UUID, list[Key]]:
     if len({key.id for key in keys}) != len(keys):
-        raise BadAnswer("the server lists a key of this group twice")
+        raise Substituted("the server lists a key of this group twice")
     by_user: dict[UUID, list[Key]] = {}
     for key in keys:
         by_user.setdefault(key.user_id, []).append(key)

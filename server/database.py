@@ -90,7 +90,15 @@ def configure(database_url: str) -> None:
     """Name the database that `open_pool`, `migrate` and Piccolo's own commands connect to."""
     ENGINE.config = {
         "dsn": database_url,
-        "server_settings": {"application_name": "secureblogs", "jit": "off"},
+        "server_settings": {
+            "application_name": "secureblogs",
+            "jit": "off",
+            # A host that vanished from the network must not keep its locks for hours.
+            "tcp_keepalives_idle": "30",
+            "tcp_keepalives_interval": "10",
+            "tcp_keepalives_count": "3",
+            "idle_in_transaction_session_timeout": "300s",
+        },
         "timeout": 10,
         "command_timeout": 60,
     }
@@ -115,7 +123,8 @@ async def open_pool(database_url: str, size: int) -> AsyncIterator[None]:
 
 async def _close(pool: asyncpg.Pool) -> None:
     try:
-        await asyncio.wait_for(pool.close(), CLOSE_WITHIN_S)
+        async with asyncio.timeout(CLOSE_WITHIN_S):
+            await pool.close()
     except TimeoutError:
         pool.terminate()
 

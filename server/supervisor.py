@@ -126,9 +126,12 @@ class Signals:
         os.set_blocking(self.reader, False)
         os.set_blocking(self.writer, False)
         self.wakeup = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
-        # What is ignored on purpose, as with nohup, stays so.
-        caught = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        self.before = {number: signal.signal(number, self.receive) for number in (*caught, signal.SIGCHLD)}
+        caught = {*STOP_SIGNALS, signal.SIGCHLD}
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            # nohup's doing. That a shell has SIGINT ignored in what it starts with `&` is another thing: whoever sends
+            # one all the same means it.
+            caught.remove(signal.SIGHUP)
+        self.before = {number: signal.signal(number, self.receive) for number in caught}
         return self
 
     def receive(self, number: int, _frame: FrameType | None) -> None:

@@ -5,16 +5,21 @@ import secrets
 import time
 import unicodedata
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import httpx
 import pytest
 
 from server import database
 from server.sealing import digests
-from tests.people import PASSWORD, Person, code, good, new_email
+from server.settings import Settings
+from tests.people import PASSWORD, PATIENCE_S, Person, code, good, new_email
+
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
@@ -266,8 +271,25 @@ def _hash(token: str) -> bytes:
     return digests.token_hash(token)
 
 
+@asynccontextmanager
+async def held_back(settings: Settings, someone: Person, *, until: int) -> AsyncIterator[None]:
+    """What changes the user waits until so many do, and then all go on at the same moment."""
+    connection = await asyncpg.connect(settings.database_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", someone.id)
+            yield
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    if await connection.fetchval(WAITING) >= until:
+                        break
+                    await asyncio.sleep(0.02)
+    finally:
+        await connection.close()
+
+
 async def test_who_logs_in_again_and_again_keeps_the_newest_hundred_sessions(
-    http: httpx.AsyncClient, alice: Person, database_pool: None
+    http: httpx.AsyncClient, alice: Person, database_pool: None, settings: Settings
 ) -> None:
     # 98 sessions older than that of the fixture: four logins more make 103.
     await database.execute(
@@ -278,7 +300,9 @@ async def test_who_logs_in_again_and_again_keeps_the_newest_hundred_sessions(
     )
     oldest = 'SELECT id FROM user_tokens WHERE "user" = $1 AND revoked_at IS NULL ORDER BY created_at'
     before = [row["id"] for row in await database.fetch(oldest, alice.id)]
-    await asyncio.gather(*(log_in(http, alice.user["email"]) for _ in range(4)))
+    async with held_back(settings, alice, until=4):
+        logins = [asyncio.create_task(log_in(http, alice.user["email"])) for _ in range(4)]
+    assert [good(login).keys() for login in await asyncio.gather(*logins)] == [{"token", "user"}] * 4
     after = [row["id"] for row in await database.fetch(oldest, alice.id)]
     assert len(after) == 100
     assert after[:96] == before[3:]

@@ -454,8 +454,7 @@ async def test_id_of_a_request_is_the_servers_own(http: httpx.AsyncClient) -> No
 
 async def test_hostile_bodies_are_never_our_fault(alice: Person, calls: list[Call]) -> None:
     values: list[Any] = [
-        *(None, True, -1, 1.5, 10**40, 1e308, "", "\u0001\u202e", "💣" * 2000, [], {}, [None], {"": [[]]}),
-        *("' OR 1=1 --", "AA==", random_id()),
+        *(None, True, 1.5, 10**40, "", "\u0001\u202e", "💣" * 2000, [], [None], {"": [[]]}, "AA=="),
     ]
     document = good(await alice.get("/schema/openapi.json"))
     examples = {
@@ -506,7 +505,7 @@ async def test_mangled_bodies_are_never_our_fault(alice: Person, calls: list[Cal
         )
     ]
     writes = [call for call in calls if call.takes_body and call.path != "/login"]
-    for _ in range(400):
+    for _ in range(250):
         body = bytearray(chance.choice(bodies))
         for _ in range(chance.randint(1, 4)):
             at = chance.randrange(len(body))

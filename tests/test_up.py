@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -33,7 +34,14 @@ STOPPED_WITHIN_S = 20.0
 class Run:
     """One run of `secureblogs up`."""
 
-    def __init__(self, place: Path, data_dir: Path, port: int | None = None, **environ: str) -> None:
+    def __init__(
+        self,
+        place: Path,
+        data_dir: Path,
+        port: int | None = None,
+        begin_with: Callable[[], None] | None = None,
+        **environ: str,
+    ) -> None:
         self.port = port or free_port()
         self.log = place / f"{self.port}.log"
         self.data_dir = data_dir
@@ -46,6 +54,7 @@ class Run:
                 stdout=sink,
                 stderr=sink,
                 start_new_session=True,
+                preexec_fn=begin_with,
             )
 
     @property
@@ -127,8 +136,8 @@ def place() -> Iterator[Path]:
 def start(place: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def begin(data_dir: Path | None = None, port: int | None = None, **environ: str) -> Run:
-        runs.append(Run(place, data_dir or place / "data", port, **environ))
+    def begin(data_dir: Path | None = None, **options: Any) -> Run:
+        runs.append(Run(place, data_dir or place / "data", **options))
         return runs[-1]
 
     yield begin
@@ -161,10 +170,19 @@ def test_ctrl_c_stops_everything_and_the_next_run_goes_on_with_the_same_secrets(
     assert {stat.S_IMODE(path.stat().st_mode) for path in (run.data_dir / "secrets").iterdir()} == {0o600}
     assert run.stop(signal.SIGINT) == 0
 
-    run = start()
+    # As under nohup, and from a script's background: there SIGHUP is no reason to stop, but SIGINT is.
+    run = start(begin_with=ignore_signals)
     run.wait_until_ready()
     assert secrets_of(run.data_dir) == before
-    assert run.stop(signal.SIGTERM) == 0
+    run.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert run.is_ready()
+    assert run.stop(signal.SIGINT) == 0
+
+
+def ignore_signals() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def check_children(run: Run) -> None:
@@ -196,12 +214,12 @@ def test_what_dies_is_started_again_and_a_killed_run_leaves_nothing_in_the_way(s
     wait_until(lambda: not any(is_alive(process) for process in family), STOPPED_WITHIN_S, run)
     assert run.is_ready()
 
-    # A second Ctrl-C does not wait for a child that hangs.
+    # A second signal does not wait for a child that hangs.
     api, worker = run.child("api"), run.child("worker")
     assert api
     assert worker
     api.suspend()
-    os.killpg(run.process.pid, signal.SIGINT)
+    os.killpg(run.process.pid, signal.SIGTERM)
     wait_until(lambda: not is_alive(worker), STOPPED_WITHIN_S, run)
     assert is_alive(api)
     began = time.monotonic()

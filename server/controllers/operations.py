@@ -63,7 +63,8 @@ async def get_readiness(request: Request) -> Response[Readiness]:
 
 async def judge(check: Awaitable[str]) -> str:
     try:
-        return await asyncio.wait_for(check, CHECK_TIMEOUT_S)
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await check
     except (*database.UNAVAILABLE, *UNAVAILABLE):
         return "away"
 

@@ -33,6 +33,7 @@ const functions = {
   setRandom: (...bytes) => { set.push(...bytes) },
   lie: answers => { lies.clear(); for (const [request, answer] of Object.entries(answers)) lies.set(request, answer) },
   pin: (me, pins) => { Object.assign(me.pins, pins) },
+  forget: (me, userId) => { delete me.pins[userId] },
   reset: () => { lies.clear(); set.length = shown.length = 0 },
   takeShown: () => shown.splice(0),
   close: socket => socket.close(),

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
+from msgspec.structs import asdict
 
 from server.sealing import keys as sealing_keys
 from server.sealing import posts as sealing_posts
 from server.sealing.encoding import encode_base64
 from tests.javascript.node import Expect
 from tests.javascript.scripted import Scripted, add, found_group
-from tests.people import Person, good
+from tests.people import Device, Person, good
 from tests.test_sealed_posts import seal, seal_to
 
 
@@ -36,26 +37,14 @@ def parts(post: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: post[name] for name in names}
 
 
-def forged(stage: Stage) -> dict[str, Any]:
-    """What a server can do: seal its own text in Alice's name, signed with a key of its own, to Bo's public key."""
+def forge(stage: Stage, reader: dict[str, Any]) -> Answers:
+    """What a server can do: seal its own text in Alice's name, signed with Mallory's key, to a reader's public key."""
     ids = sealing_posts.PostIds(UUID(stage.post["id"]), UUID(stage.post["group_id"]), stage.alice.id)
     post_key = sealing_posts.new_post_key()
-    device = stage.mallory.devices[0]
-    sealed = sealing_posts.seal_post(ids, "Forged", "", [], post_key, signing_seed=device.signing.private)
-    assert sealed.signature
-    raw_parts = {
-        name: getattr(sealed, name) for name in ("heading", "content", "content_hash", "commitment", "signature")
-    }
-    return {name: encode_base64(part) for name, part in raw_parts.items()} | {"post_key": post_key}
-
-
-async def forged_answers(stage: Stage, bo: Scripted, *, with_key: bool) -> Answers:
-    changes = forged(stage)
-    sealed_keys = [seal_to(changes.pop("post_key"), bo.key)]
-    answers = telling(stage.post, **changes, sealed_keys=sealed_keys)
-    if with_key:
-        answers |= alices_keys(stage, **mallorys_key(stage))
-    return answers
+    seed = stage.mallory.devices[0].signing.private
+    sealed = asdict(sealing_posts.seal_post(ids, "Forged", "", [], post_key, signing_seed=seed))
+    text = {name: encode_base64(part) for name, part in sealed.items()}
+    return telling(stage.post, **text, sealed_keys=[seal_to(post_key, reader)])
 
 
 def mallorys_key(stage: Stage) -> dict[str, Any]:
@@ -97,6 +86,7 @@ LIES: dict[str, tuple[Callable[[Stage], Answers], str]] = {
     ),
     "no content": (lambda s: telling(s.post, content=None), "CannotOpen"),
     "sealed by nobody": (lambda s: telling(s.post, sealed_by="nobody"), "CannotOpen"),
+    "sealed by nobody, unsigned": (lambda s: telling(s.unsigned, sealed_by="nobody"), "CannotOpen"),
     "sealed by the server, and signed": (lambda s: telling(s.post, sealed_by="server"), "CannotOpen"),
     "the server's, told as the author's": (
         lambda s: telling(s.unsigned, sealed_by="author", **parts(s.post, "signing_key_id", "signature")),
@@ -136,13 +126,51 @@ async def test_a_reader_refuses_what_a_lying_server_tells(stage: Stage, bo: Scri
         await bo.node.call("lie", told)
         caught[lie] = await bo.refusal("read", next(iter(told)).rsplit("/", 1)[1])
     assert caught == {lie: error for lie, (_, error) in LIES.items()}
-    await bo.node.call("lie", await forged_answers(stage, bo, with_key=False))
-    assert await bo.refusal("read", stage.post["id"]) == "CannotOpen"
-    await bo.node.call("lie", await forged_answers(stage, bo, with_key=True))
-    assert await bo.refusal("read", stage.post["id"]) == "UntrustedKey"
     # That a post was signed can be denied; it is shown as unsigned then.
     await bo.node.call("lie", telling(stage.post, sealed_by="server", signature=None))
     assert (await bo.call("read", stage.post["id"]))["seal"] == "unsigned, vouched for by the server"
+
+
+async def test_nobody_signs_for_another(stage: Stage, bo: Scripted) -> None:
+    forged, mallory = forge(stage, bo.key), stage.mallory.devices[0].key
+    for lie, keys, error in (
+        ("by Alice's key", {}, "CannotOpen"),
+        ("by Mallory's, as if it were Alice's", alices_keys(stage, **mallorys_key(stage)), "UntrustedKey"),
+        ("by Mallory's own", alices_keys(stage, **mallory | parts(stage.alice.devices[0].key, "id")), "UntrustedKey"),
+    ):
+        await bo.node.call("lie", forged | keys)
+        assert await bo.refusal("read", stage.post["id"]) == error, lie
+
+
+async def test_an_endorsement_counts_if_it_holds_and_its_key_is_known_and_active(stage: Stage, bo: Scripted) -> None:
+    alice, group_id = stage.alice, stage.post["group_id"]
+    laptop, phone = alice.devices[0], Device(alice.id)
+    endorsement = sealing_keys.endorse(alice.id, phone.encryption.public, phone.signing.public, laptop.signing.private)
+    body = phone.body("phone") | {"endorsed_by": laptop.id, "endorsement": encode_base64(endorsement)}
+    phone.key = good(await alice.post("/keys", body), 201)
+    stranger = await alice.enrol("stranger")
+    alice.devices.append(phone)
+    post_id = good(await alice.post("/posts/sealed", await seal(alice, group_id, "By phone")), 201)["id"]
+    by_stranger = sealing_keys.endorse(
+        alice.id, phone.encryption.public, phone.signing.public, stranger.signing.private
+    )
+    for lie, keys in {
+        "unendorsed": [laptop.key, phone.key | {"endorsed_by": None, "endorsement": None}],
+        "another signature": [laptop.key, phone.key | {"endorsement": phone.key["proof"]}],
+        "by a revoked key": [laptop.key | {"revoked_at": laptop.key["created_at"]}, phone.key],
+        "by an unknown key": [
+            stranger.key,
+            phone.key | {"endorsed_by": stranger.id, "endorsement": encode_base64(by_stranger)},
+        ],
+    }.items():
+        await bo.node.call("lie", {f"GET /users/{alice.id}/keys": {"keys": keys}})
+        assert await bo.refusal("read", post_id) == "UntrustedKey", lie
+    await bo.node.call("lie", {})
+    by_phone = f"signed by {phone.key['fingerprint']}"
+    assert (await bo.call("read", post_id))["seal"] == by_phone
+    # It is known by itself now.
+    assert (await alice.delete(f"/keys/{laptop.id}")).status_code == 204
+    assert (await bo.call("read", post_id))["seal"] == by_phone
 
 
 async def test_nothing_is_sealed_to_a_key_that_was_swapped(stage: Stage, bo: Scripted) -> None:

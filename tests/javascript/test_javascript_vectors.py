@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from server.sealing.digests import blake2b_256, keyed_blake2b_256
 from server.sealing.encoding import encode_base64
+from server.sealing.posts import PostIds, new_post_key, seal_post
 from tests.javascript.node import Node
 from tests.sealing.wire_vectors import Case, cases, raw
 
@@ -84,6 +86,41 @@ async def test_texts(node: Node) -> None:
     for part, function in (("heading", "readHeading"), ("content", "readDocument")):
         group = [case for case in cases("text") if case["part"] == part]
         assert await wrong(node, function, group, given, is_right) == []
+
+
+async def test_two_attachments_of_one_id(node: Node) -> None:
+    def file(file_id: str) -> dict[str, Any]:
+        key = encode_base64(bytes(32))
+        return {"id": file_id, "name": "", "media_type": "", "size": 0, "key": key, "hash": key}
+
+    def text(*ids: str) -> bytes:
+        document = compact({"v": 1, "content": "", "attachments": [file(one) for one in ids]}).encode()
+        return document.ljust(-(-len(document) // 256) * 256)
+
+    ids = [str(UUID(int=number)) for number in range(2)]
+    taken, refused = await node.call("tryAll", "readDocument", [[text(*ids)], [text(ids[0], ids[0])]])
+    assert [one["id"] for one in taken["attachments"]] == ids
+    assert refused is None
+
+
+async def test_a_content_hash_of_another_length(node: Node) -> None:
+    ids, post_key = PostIds(uuid4(), uuid4(), uuid4()), new_post_key()
+    sealed = seal_post(ids, "Listed", "", (), post_key)
+    posts = []
+    for content_hash in (sealed.content_hash, sealed.content_hash + b"\0"):
+        committed = b"secureblogs commit v1" + ids.joined + blake2b_256(sealed.heading) + content_hash
+        parts = {
+            "heading": sealed.heading,
+            "content_hash": content_hash,
+            "commitment": keyed_blake2b_256(post_key, committed),
+        }
+        posts.append(
+            {"id": str(ids.post), "group_id": str(ids.group), "author_id": str(ids.author), "sealed_by": "server"}
+            | {name: encode_base64(part) for name, part in parts.items()}
+            | {"signature": None}
+        )
+    answers = await node.call("tryAll", "openPost", [[post, post_key, None] for post in posts])
+    assert answers == [{"title": "Listed"}, None]
 
 
 async def test_posts(node: Node) -> None:
