@@ -178,8 +178,9 @@ async def connected(profile: Profile, retries: Retries | None = None) -> AsyncIt
         yield client, session
 
 
-# For what makes many calls: to have used up the calls of a minute is no reason to stop.
-PATIENT = Retries(tries=5, longest_wait=65.0)
+# For what makes many calls: to have used up those of a minute is no reason to stop. All that are under way at once wait
+# for the same place, so one of them may be sent back many times.
+PATIENT = Retries(tries=5, longest_wait=65.0, told_tries=100)
 
 
 class Unlocked(NamedTuple):

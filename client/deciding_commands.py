@@ -17,7 +17,7 @@ from client.profile import Profile
 from client.progress import bar
 from client.serving import HOUR, Allowance, Decision, consider, describe, read_approvals, write_decision
 from client.tail import tell as tell_event
-from client.terminal import line, note, say, show_fields, show_json, warn
+from client.terminal import count, line, note, say, show_fields, show_json, warn
 
 SHOWN_TITLES = 10
 
@@ -152,7 +152,7 @@ def _report(approved: Sequence[ReadRequest], failed: Sequence[Failed], *, as_jso
     if failed:
         # What does not verify weighs more than what was merely refused.
         kind = CannotGrant if any(isinstance(one.error, CannotOpen) for one in failed) else ClientError
-        raise kind(f"{len(failed)} of {len(approved) + len(failed)} requests were not approved")
+        raise kind(f"{len(failed)} of {count(len(approved) + len(failed), 'request')} could not be approved")
 
 
 def _tell(decision: Decision, *, as_json: bool) -> None:

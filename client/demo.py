@@ -27,6 +27,7 @@ from client.models import Post, User
 from client.people import People
 from client.pins import Pins
 from client.post_commands import content_of, describe_seal
+from client.posting import publish
 from client.profile import Profile
 from client.reading import OpenedPost, open_post, read_post
 from client.terminal import line, say
@@ -81,17 +82,19 @@ async def play(first_server: str, second_server: str, tell: Callable[[str], None
         step(f"Alice makes the group {line(group.name)} and adds Bob")
 
         alices_ear = await stack.enter_async_context(_listening(alice))
-        post_id = await _post_and_wait(step, alice, alices_ear, group.id)
-        await _read_and_compare(step, bob, post_id)
+        by_server = await _post_and_wait(step, alice, alices_ear, group.id)
+        await _read_and_compare(step, bob, by_server)
+        by_author = await _seal_and_post(step, alice, alices_ear, group.id)
+        await _read_and_compare(step, bob, by_author)
 
         await alice.client.add_member(group.id, user_id=carol.user.id)
-        step("Carol joins the group, later than the post")
-        await _fail_to_read(step, carol, post_id)
-
+        step("Carol joins the group, later than the posts")
         carols_ear = await stack.enter_async_context(_listening(carol))
-        request = await _ask(step, carol, alices_ear, post_id)
-        await _approve(step, alice, carol, carols_ear, request)
-        await _read_and_compare(step, carol, post_id)
+        for post_id in (by_server, by_author):
+            await _fail_to_read(step, carol, post_id)
+            request = await _ask(step, carol, alices_ear, post_id)
+            await _approve(step, alice, carol, carols_ear, request)
+            await _read_and_compare(step, carol, post_id)
         step.end()
 
 
@@ -102,8 +105,24 @@ async def _post_and_wait(step: "_Steps", alice: Person, ear: "_Ear", group_id: U
     _check(post.status in ("pending", "sealed"), f"the post was accepted as {post.status}")
     sealed_at, _ = await ear.hear(PostSealed, lambda event: event.post_id == post.id)
     step(
-        f"Alice posts {TITLE!r} ({post.id}): accepted in {_ms(accepted - begun)},"
+        f"Alice posts {TITLE!r} ({post.id}) for the server to seal: accepted in {_ms(accepted - begun)},"
         f" and her socket hears after {_ms(sealed_at - begun)} that it is sealed"
+    )
+    return post.id
+
+
+async def _seal_and_post(step: "_Steps", alice: Person, ear: "_Ear", group_id: UUID) -> UUID:
+    begun = time.perf_counter()
+    posted = await publish(alice.client, alice.identity, alice.people, group_id, alice.user.id, TITLE, CONTENT)
+    stored = time.perf_counter()
+    post, keys = posted.post, len(posted.recipients.accepted)
+    _check(post.status == "sealed" and post.sealed_by == "author", f"it was {post.status} by the {post.sealed_by}")
+    _check(keys == 2, f"it was sealed to {keys} keys")
+    _check_ciphertext(post)
+    sealed_at, _ = await ear.hear(PostSealed, lambda event: event.post_id == post.id)
+    step(
+        f"Alice seals it once more, herself, to {keys} keys ({post.id}): stored in {_ms(stored - begun)},"
+        f" and her socket hears of it after {_ms(sealed_at - begun)}; the server never saw the text"
     )
     return post.id
 
@@ -112,6 +131,7 @@ async def _read_and_compare(step: "_Steps", reader: Person, post_id: UUID) -> No
     opened = await read_post(reader.client, reader.identity, reader.people, post_id)
     _check_text(opened)
     _check_ciphertext(opened.post)
+    _check((opened.signed is not None) == (opened.post.sealed_by == "author"), "the signature is not as it should be")
     step(f"{reader.name} reads: {content_of(opened).strip()} [{describe_seal(opened.signed)}]")
 
 

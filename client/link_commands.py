@@ -15,7 +15,7 @@ from client.models import Key
 from client.pins import Trust, check_key, is_same_fingerprint, read_pins, save_pins, standing
 from client.profile import Profile, Session
 from client.progress import bar
-from client.terminal import line, note, say, show_json, warn
+from client.terminal import count, line, note, say, show_json, warn
 from server.sealing import keys as sealing_keys
 
 SHOWN_FAILURES = 20
@@ -77,7 +77,7 @@ def meet_own_keys(profile: Profile, key: Key, own: list[Key], *, was_linked: boo
     believed = {pin.fingerprint for pin in pinned if pin.trust is not Trust.UNVERIFIED}
     doubtful = [one for one in own if one.revoked_at is None and check_key(one) not in believed]
     if doubtful:
-        note(f"Keys of yours that this device can't vouch for: {len(doubtful)}; secureblogs key verify {key.user_id}")
+        note(f"Not compared on this device yet: {len(doubtful)} of your keys; secureblogs key verify {key.user_id}")
 
 
 @click.command("link")
@@ -130,7 +130,7 @@ async def key_link(profile: Profile, new: str, fingerprint: str | None, yes: boo
     else:
         _report(key, to_hand, handed)
     if handed.failed:
-        raise CannotOpen(f"{len(handed.failed)} posts don't verify, and were not handed on")
+        raise CannotOpen(f"{count(len(handed.failed), 'post')} can't be verified, and not handed on")
 
 
 def _read_new(new: str, own: list[Key], user_id: UUID) -> LinkCode:
@@ -153,7 +153,7 @@ def _compare(session: Session, code: LinkCode, shown: str, told: str | None, *, 
 
 
 def _report(key: Key, to_hand: linking.ToHand, handed: linking.Handed) -> None:
-    said = f"Linked {line(key.label)}: {len(handed.granted)} posts handed on"
+    said = f"Linked {line(key.label)}: {count(len(handed.granted), 'post')} handed on"
     if to_hand.had:
         said += f", {to_hand.had} it had already"
     if to_hand.elsewhere:

@@ -92,13 +92,16 @@ def accept(pinned: tuple[Pin, ...], user: UserKeys, wanted: Key) -> tuple[tuple[
 
 
 def confirm(pinned: tuple[Pin, ...], user: UserKeys, compared: Collection[str]) -> tuple[Pin, ...]:
-    """The pins of a user after its person has compared some fingerprints. A revocation that was seen stays."""
+    """The pins of a user after its person has compared some fingerprints, and of what those keys endorse.
+
+    A revocation that was seen stays.
+    """
     known = {pin.fingerprint: pin for pin in pinned}
     blank = (Pin(fingerprint=one, trust=Trust.VERIFIED) for one in sorted(set(compared) - known.keys()))
     confirmed = (
         msgspec.structs.replace(pin, trust=Trust.VERIFIED) if pin.fingerprint in compared else pin for pin in pinned
     )
-    return _note_revocations((*confirmed, *blank), user.keys)
+    return _note_revocations(_follow_endorsements((*confirmed, *blank), user.keys), user.keys)
 
 
 def note_revoked(pinned: tuple[Pin, ...], revoked: Iterable[Key], now: datetime) -> tuple[Pin, ...]:

@@ -31,7 +31,7 @@ from client.profile import Profile, Session
 from client.reading import OpenedPost, fetch_readable, open_post
 from client.recipients import Withhold, read_recipients, save_recipients
 from client.returning import give_back
-from client.terminal import line, note, passage, say, show_fields, show_json, show_record, when
+from client.terminal import count, line, note, passage, say, show_fields, show_json, show_record, when
 
 # A worker takes a post up at once: what is not sealed after this long is waiting for a worker to come back.
 SEALING_SECONDS = 10.0
@@ -143,8 +143,8 @@ def report_posted(posted: Posted, group_name: str) -> None:
     accepted, names = posted.recipients.accepted, posted.recipients.names
     people = len({one.key.user_id for one in accepted})
     say(
-        f"Posted {posted.post.id} to {line(group_name)}: sealed here, to {len(accepted)} keys of {people} people;"
-        " the server has not seen the text."
+        f"Posted {posted.post.id} to {line(group_name)}: sealed here, to {count(len(accepted), 'key')} of"
+        f" {count(people, 'person', 'people')}; the server has not seen the text."
     )
     for withheld in posted.recipients.withheld:
         name = names.get(withheld.key.user_id, str(withheld.key.user_id))

@@ -42,7 +42,8 @@ async def work_through(
 def bar(title: str, total: int) -> Iterator[Tell]:
     """A bar that goes one step on each time it is called."""
     with Progress(
-        TextColumn("{task.description}"),
+        # What others call themselves is no markup.
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -32,6 +32,11 @@ def passage(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0] if found[0] in "\n\t" else _escape(found), text.replace("\r\n", "\n"))
 
 
+def count(number: int, thing: str, things: str | None = None) -> str:
+    """A number and what is counted, in the right number of the word."""
+    return f"{number} {thing if number == 1 else things or thing + 's'}"
+
+
 def when(at: datetime | None) -> str:
     """A time as people here write it, to the minute."""
     return "" if at is None else at.astimezone().strftime("%Y-%m-%d %H:%M")

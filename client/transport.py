@@ -32,16 +32,19 @@ _PASSING = frozenset({502, 503, 504})
 class Retries(msgspec.Struct, frozen=True):
     """How often a call is tried, and how long (in seconds) is waited before the next try.
 
-    A `Retry-After` longer than `longest_wait` is not waited for: the refusal is raised, and carries it.
+    A `Retry-After` longer than `longest_wait` is not waited for: the refusal is raised, and carries it. Where there is a
+    shorter one, `told_tries` counts in the place of `tries`, if it is given.
     """
 
     tries: int = 4
     first_wait: float = 0.2
     longest_wait: float = 30.0
+    told_tries: int | None = None
 
     def wait(self, tried: int, retry_after: float | None, chance: float) -> float | None:
         """Seconds to wait after so many tries, or None to give up; `chance` in [0, 1) spreads clients apart."""
-        if tried >= self.tries:
+        tries = self.tries if retry_after is None or self.told_tries is None else self.told_tries
+        if tried >= tries:
             return None
         if retry_after is not None:
             # Spread upwards only: to come before the server's own time is to be refused again.

@@ -69,6 +69,12 @@ def check_email(email: str, settings: Settings) -> str:
     return email
 
 
+def check_password(password: str, settings: Settings) -> None:
+    """Of an old password nothing is asked but that it is right; this is for new ones."""
+    if len(password) < settings.min_password_characters:
+        raise Invalid(("/password", f"is under {settings.min_password_characters} characters"))
+
+
 async def _hash(password: str) -> str:
     return await asyncio.get_running_loop().run_in_executor(_HASHING, passwords.hash_password, password)
 
@@ -79,6 +85,7 @@ async def _matches(hashed: str, password: str) -> bool:
 
 async def sign_up(name: str, email: str, password: str, settings: Settings) -> tuple[Caller, NewToken]:
     email = check_email(email, settings)
+    check_password(password, settings)
     key = email_key(email)
     if await database.fetchval("SELECT TRUE FROM users WHERE email_key = $1", key):
         raise EmailTaken
@@ -195,6 +202,8 @@ async def update(
     check_session(caller)
     if email is not None:
         email = check_email(email, settings)
+    if password is not None:
+        check_password(password, settings)
     old_hash = new_hash = None
     if email is not None or password is not None:
         old_hash = await _check_current_password(caller.user_id, current_password)

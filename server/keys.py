@@ -116,7 +116,9 @@ async def revoke(user_id: UUID, key_id: UUID) -> list[Event]:
     async with database.transaction():
         await _lock(user_id)
         known = await database.fetchval(
-            "UPDATE user_keys SET is_revoked = TRUE, revoked_at = coalesce(revoked_at, now())"
+            # The time after the locks, not that of this transaction's begin: what the key signed or endorsed while this
+            # was waiting for them came before.
+            "UPDATE user_keys SET is_revoked = TRUE, revoked_at = coalesce(revoked_at, clock_timestamp())"
             ' WHERE id = $1 AND "user" = $2 RETURNING id',
             *(key_id, user_id),
         )

@@ -281,7 +281,8 @@ async def held_back(settings: Settings, someone: Person, *, until: int) -> Async
             yield
             async with asyncio.timeout(PATIENCE_S):
                 while True:
-                    if await connection.fetchval(WAITING) >= until:
+                    # Not on that connection: within a transaction the view stays as it was.
+                    if await database.fetchval(WAITING) >= until:
                         break
                     await asyncio.sleep(0.02)
     finally:

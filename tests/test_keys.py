@@ -221,6 +221,22 @@ async def test_revoked_key_endorses_nothing(alice: Person) -> None:
     assert wrong(await alice.post("/keys", body), "bad_proof") == ["/endorsed_by"]
 
 
+async def test_key_that_is_revoked_while_it_endorses_does_so_before_or_not_at_all(alice: Person) -> None:
+    [first] = alice.devices
+    bodies = [endorsed_body(alice, Device(alice.id), first) for _ in range(10)]
+    *answers, revoked = await asyncio.gather(
+        *(alice.post("/keys", body) for body in bodies), alice.delete(f"/keys/{first.id}")
+    )
+    assert revoked.status_code == 204
+    assert [wrong(answer, "bad_proof") for answer in answers if answer.status_code != 201] == [
+        ["/endorsed_by"] for answer in answers if answer.status_code != 201
+    ]
+    keys = {key["id"]: key for key in good(await alice.get("/keys"))["items"]}
+    ended = keys.pop(first.id)["revoked_at"]
+    assert len(keys) == [answer.status_code for answer in answers].count(201)
+    assert all(key["created_at"] <= ended for key in keys.values())
+
+
 # ---------------------------------------------------------------------------------------------- revoking
 
 

@@ -31,6 +31,11 @@ async def limited_api(settings: Settings, redis_url: str, folder: Path) -> Async
         RATE_PER_MINUTE=str(CALLS),
         REQUEST_READ_RATE_PER_HOUR=str(ASKED),
         TRUSTED_PROXIES="127.0.0.1",
+        MIN_PASSWORD_CHARACTERS="12",
+        MAX_NAME_CHARACTERS="10",
+        MAX_EMAIL_CHARACTERS="40",
+        MAX_PASSWORD_CHARACTERS="64",
+        MAX_BODY_BYTES="2048",
     )
     async with running_api_process(environ, folder / "log") as api:
         yield api.url
@@ -115,9 +120,9 @@ async def test_logins_are_limited_by_email_however_it_is_written_and_whoever_tri
 async def test_current_password_is_not_guessed_faster_than_by_logging_in(limited: str, alice: Person) -> None:
     async with visitor(limited, Authorization=f"Bearer {alice.token}") as client:
         for _ in range(LOGINS):
-            answer = await client.patch("/me", json={"password": "new password", "current_password": "a guess"})
+            answer = await client.patch("/me", json={"password": "another password", "current_password": "a guess"})
             assert code(answer) == (403, "wrong_password")
-        answer = await client.patch("/me", json={"password": "new password", "current_password": PASSWORD})
+        answer = await client.patch("/me", json={"password": "another password", "current_password": PASSWORD})
         held_back(answer, "login", LOGINS, 60)
         good(await client.patch("/me", json={"name": "Alicia"}))
 
@@ -208,6 +213,23 @@ async def test_without_redis_all_is_answered_and_logins_are_limited_all_the_same
 async def attempt(url: str, address: str) -> httpx.Response:
     async with visitor(url, **{"X-Forwarded-For": address}) as client:
         return await log_in(client)
+
+
+async def test_settings_narrow_what_is_taken(limited: str) -> None:
+    body = {"name": "x" * 10, "email": new_email(), "password": "x" * 12}
+    async with visitor(limited) as client:
+        for field, value in (
+            *(("name", "x" * 11), ("password", "x" * 11), ("password", "x" * 65)),
+            ("email", "x" * 29 + "@example.org"),
+        ):
+            answer = await client.post("/sign-up", json=body | {field: value})
+            assert code(answer) == (422, "invalid"), field
+            assert [error["pointer"] for error in answer.json()["errors"]] == [f"/{field}"]
+        assert code(await client.post("/sign-up", content=b" " * 2049)) == (413, "too_large")
+        user = good(await client.post("/sign-up", json=body), 201)
+    async with visitor(limited, Authorization=f"Bearer {user['token']['token']}") as client:
+        change = {"password": "x" * 11, "current_password": "x" * 12}
+        assert code(await client.patch("/me", json=change)) == (422, "invalid")
 
 
 async def test_limits_are_off_where_settings_say_so(server: str, alice: Person) -> None:

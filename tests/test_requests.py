@@ -228,6 +228,32 @@ async def test_owner_who_does_not_hold_the_key_decides_nothing(
     await assert_deciders(request, [alice], [bob, dave])
 
 
+async def test_author_alone_decides_where_no_owner_holds_the_key(
+    server: str, bob: Person, carol: Person, dave: Person
+) -> None:
+    async with person(server, "Alice", keys=0) as alice:
+        group_id = await alice.found_group(bob, dave)
+        post = await bob.publish(group_id)
+        await alice.add(group_id, carol)
+        await assert_deciders(await carol.ask(post["id"]), [bob], [alice, dave])
+
+
+async def test_request_of_an_owner_stays_in_sight_of_all_who_could_decide_it(
+    server: str, bob: Person, dave: Person
+) -> None:
+    async with person(server, "Alice") as alice, person(server, "Carol") as carol:
+        story = await begin(alice, carol, bob, dave)
+        good(await alice.patch(f"/groups/{story.group_id}/members/{carol.id}", {"role": "owner"}))
+        assert (await alice.delete(f"/groups/{story.group_id}/members/{alice.id}")).status_code == 204
+        request = await carol.ask(story.post_id)
+        await assert_deciders(request, [bob, dave], [])
+        await bob.approve(good(await bob.get(f"/posts/{story.post_id}")), request)
+        # By now the one who asked is an owner who holds the key, and yet decides nothing of its own.
+        for holder in (bob, dave):
+            assert await status(holder, request) == "approved"
+            assert code(await holder.post(f"/read-requests/{request['id']}/deny")) == (409, "already_decided")
+
+
 async def test_owners_decide_for_an_author_who_has_gone(
     alice: Person, bob: Person, carol: Person, dave: Person
 ) -> None:

@@ -106,6 +106,7 @@ async def log_out(request: Request) -> None:
 
 @get("/me", operation_id="getMe", tags=["Accounts"], summary="Who am I")
 async def get_me(request: Request) -> UserOut:
+    """The user whom the presented credential stands for."""
     return show_user(request.user)
 
 

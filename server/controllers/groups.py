@@ -88,6 +88,7 @@ def show_member(row: Any) -> MemberOut:
     responses={200: ResponseSpec(GroupOut, description="The same request was made before: the same group")},
 )
 async def create_group(request: Request, data: JSONBody[Body[GroupIn]]) -> Response[GroupOut]:
+    """With the same `id` and name the same group is answered again; with another name the id is taken."""
     group = await data.read(request)
     row, is_new, events = await groups.create(
         request.user.user_id, group.name, group.id, request.mac_key, request.settings
@@ -100,6 +101,7 @@ async def create_group(request: Request, data: JSONBody[Body[GroupIn]]) -> Respo
 async def list_groups(
     request: Request, limit: FromQuery[str | None] = None, cursor: FromQuery[str | None] = None
 ) -> GroupPage:
+    """Each with the caller's role in it."""
     page = read_page(limit, cursor)
     rows, next_cursor = cut(await groups.list_own(request.user.user_id, page), page)
     return GroupPage([show_group(row) for row in rows], next_cursor)
@@ -107,11 +109,13 @@ async def list_groups(
 
 @get("/groups/{group_id:str}", operation_id="getGroup", tags=["Groups"], summary="One group")
 async def get_group(request: Request, group_id: FromPath[str]) -> GroupOut:
+    """Of which the caller is a member; any other is not found."""
     return show_group(await groups.read(request.user.user_id, path_id(group_id, GroupNotFound)))
 
 
 @patch("/groups/{group_id:str}", operation_id="renameGroup", tags=["Groups"], summary="Rename a group, by owners")
 async def rename_group(request: Request, group_id: FromPath[str], data: JSONBody[Body[GroupPatch]]) -> GroupOut:
+    """Members see the new name when they next ask; nothing is announced."""
     caller_id, found = request.user.user_id, path_id(group_id, GroupNotFound)
     changes = await data.read(request, groups.check_owner(caller_id, found))
     return show_group(await groups.rename(caller_id, found, changes.name))
@@ -125,6 +129,7 @@ async def rename_group(request: Request, group_id: FromPath[str], data: JSONBody
     status_code=204,
 )
 async def delete_group(request: Request, group_id: FromPath[str]) -> Response[None]:
+    """Members, posts, keys to posts and requests go with it. Its id is never used again."""
     events = await groups.delete(request.user.user_id, path_id(group_id, GroupNotFound))
     return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
 
@@ -133,6 +138,7 @@ async def delete_group(request: Request, group_id: FromPath[str]) -> Response[No
 async def list_members(
     request: Request, group_id: FromPath[str], limit: FromQuery[str | None] = None, cursor: FromQuery[str | None] = None
 ) -> MemberPage:
+    """Email addresses are shown to owners; others see their own alone."""
     caller_id, found = request.user.user_id, path_id(group_id, GroupNotFound)
     await groups.read(caller_id, found)
     page = read_page(limit, cursor)
@@ -147,6 +153,7 @@ async def list_members(
     summary="The active keys of all members, whole, in one snapshot",
 )
 async def list_group_keys(request: Request, group_id: FromPath[str]) -> KeyList:
+    """What a client seals a post to. Compare fingerprints with those that were accepted before."""
     rows = await groups.list_keys(request.user.user_id, path_id(group_id, GroupNotFound))
     return KeyList([show_key(row) for row in rows])
 
@@ -172,6 +179,7 @@ async def add_member(request: Request, group_id: FromPath[str], data: JSONBody[B
 async def change_role(
     request: Request, group_id: FromPath[str], user_id: FromPath[str], data: JSONBody[Body[MemberPatch]]
 ) -> MemberOut:
+    """The last owner stays one: 409 `last_owner`."""
     caller_id, found = request.user.user_id, path_id(group_id, GroupNotFound)
     changes = await data.read(request, groups.check_owner(caller_id, found))
     return show_member(await groups.change_role(caller_id, found, member_id(user_id), changes.role))

@@ -99,6 +99,7 @@ def read_endorsement(key: KeyIn) -> Endorsement | None:
 async def list_keys(
     request: Request, limit: FromQuery[str | None] = None, cursor: FromQuery[str | None] = None
 ) -> KeyPage:
+    """A revoked key stays on the list, with the time of it."""
     page = read_page(limit, cursor)
     rows, next_cursor = cut(await keys.list_own(request.user.user_id, page), page)
     return KeyPage([show_key(row) for row in rows], next_cursor)

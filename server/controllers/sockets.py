@@ -197,12 +197,13 @@ async def tell(connection: WebSocket, sockets: Sockets, socket: Socket, since: d
     loop = asyncio.get_running_loop()
     next_ping = loop.time() + PING_EVERY_S
     while True:
+        if loop.time() >= next_ping:
+            await send(connection, '{"type":"ping"}')
+            next_ping = loop.time() + PING_EVERY_S
         try:
             async with asyncio.timeout_at(next_ping):
                 item = await socket.subscriber.get()
         except TimeoutError:
-            next_ping = loop.time() + PING_EVERY_S
-            await send(connection, '{"type":"ping"}')
             continue
         except Overflowed:
             raise Refused(TRY_LATER, "frames are not read fast enough") from None

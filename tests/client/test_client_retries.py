@@ -57,6 +57,14 @@ async def test_reading_is_repeated_after_a_broken_connection() -> None:
     assert 0.1 <= sleeps[0] < 0.2 <= sleeps[1] < 0.4
 
 
+def test_where_the_server_says_when_to_come_back_it_may_be_tried_more_often() -> None:
+    retries = Retries(tries=2, longest_wait=30.0, told_tries=9)
+    assert retries.wait(2, None, 0.0) is None
+    assert retries.wait(8, 1.0, 0.0) == 1.0
+    assert retries.wait(9, 1.0, 0.0) is None
+    assert retries.wait(1, 31.0, 0.0) is None
+
+
 async def test_a_post_is_repeated_with_the_same_id_and_body() -> None:
     async with talking(one_after_the_other(HANG_UP, Reply(200, POST)), Sleeps()) as (server, client):
         await client.create_post(UUID(POST["group_id"]), "title", "content")

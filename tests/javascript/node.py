@@ -20,7 +20,7 @@ import pytest
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "javascript.md"
 OLDEST_NODE = (20, 10)
-WAIT_S = 30
+WAIT_S = 60
 
 
 class JavaScriptError(Exception):
