@@ -25,6 +25,10 @@ async def sign_up(profile: Profile, email: str, name: str | None, password_stdin
     """Make an account and be logged in to it.
 
     The password is prompted for, or taken from SECUREBLOGS_PASSWORD or standard input.
+
+    \b
+    secureblogs sign-up alice@example.org --name Alice
+    secureblogs sign-up alice@example.org --password-stdin < password.txt
     """
     _refuse_other_user(profile, email)
     name = name or prompts.name()
@@ -45,7 +49,12 @@ async def sign_up(profile: Profile, email: str, name: str | None, password_stdin
 @json_option
 @verb
 async def login(profile: Profile, email: str | None, password_stdin: bool, as_json: bool) -> None:
-    """Log in. Without EMAIL, as the last user of this profile."""
+    """Log in. Without EMAIL, as the last user of this profile.
+
+    \b
+    secureblogs login alice@example.org
+    secureblogs login alice@example.org --profile work --server https://posts.example.org
+    """
     session = profile.session()
     email = email or (session.email if session else None)
     if email is None:
@@ -66,7 +75,12 @@ async def login(profile: Profile, email: str | None, password_stdin: bool, as_js
 @click.command()
 @verb
 async def logout(profile: Profile) -> None:
-    """End the session. Keys stay where they are."""
+    """End the session. Keys stay where they are.
+
+    \b
+    secureblogs logout
+    secureblogs logout --profile work
+    """
     async with connected(profile) as (client, _):
         # A session that has ended already is only left to be forgotten here.
         with contextlib.suppress(Unauthenticated):
@@ -79,7 +93,12 @@ async def logout(profile: Profile) -> None:
 @json_option
 @verb
 async def whoami(profile: Profile, as_json: bool) -> None:
-    """Show who is logged in, where, and until when."""
+    """Show who is logged in, where, and until when.
+
+    \b
+    secureblogs whoami
+    secureblogs whoami --json
+    """
     async with connected(profile) as (client, session):
         user = await client.me()
     if as_json:

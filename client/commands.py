@@ -37,6 +37,7 @@ from client.errors import (
     UntrustedKey,
     UntrustedRecipients,
     WrongPassphrase,
+    WrongPostKey,
 )
 from client.identity import Identity, read_identity
 from client.models import Group
@@ -124,7 +125,7 @@ def exit_code(error: ClientError) -> int:
     return next((code for kinds, code in _EXIT_CODES if isinstance(error, kinds)), 1)
 
 
-def advise(error: ClientError) -> str | None:  # noqa: PLR0911 - a table in all but form
+def advise(error: ClientError) -> str | None:  # noqa: PLR0911, PLR0912 - a table in all but form
     """What to do about an error, as far as there is something."""
     match error:
         case NotReadable():
@@ -132,6 +133,8 @@ def advise(error: ClientError) -> str | None:  # noqa: PLR0911 - a table in all 
             return advice and advice.format(post=error.post_id)
         case HeldElsewhere():
             return f"have it handed on by the device that can read it: `secureblogs key link {error.key_id or 'KEY'}`"
+        case WrongPostKey():
+            return "tell its author, who can post it again"
         case GrantReturned() if error.asked_again is not None:
             return "`secureblogs tail` tells when it is decided"
         case UntrustedRecipients():

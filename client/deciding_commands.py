@@ -16,6 +16,7 @@ from client.pins import Trust, is_same_fingerprint
 from client.profile import Profile
 from client.progress import bar
 from client.serving import HOUR, Allowance, Decision, consider, describe, read_approvals, write_decision
+from client.tail import renewal
 from client.tail import tell as tell_event
 from client.terminal import count, line, note, say, show_fields, show_json, warn
 
@@ -74,12 +75,16 @@ async def requests_serve(profile: Profile, auto_approve_verified: bool, per_hour
     With --auto-approve-verified it lets those read, any post that you may decide about, whose key you have compared and
     marked with `secureblogs key verify`; everything else is only shown. This is a rule of this machine, of which the
     server knows nothing. Each decision is written to decisions.jsonl in this profile's folder.
+
+    \b
+    secureblogs requests serve
+    secureblogs requests serve --auto-approve-verified --per-hour 10
     """
-    async with connected(profile, PATIENT) as (client, _):
+    async with connected(profile, PATIENT) as (client, session):
         unlocked = unlock(profile, client) if auto_approve_verified else None
         used = read_approvals(profile.decisions_path, datetime.now(UTC) - HOUR) if unlocked else []
         allowance = Allowance(per_hour, used)
-        async with client.follow() as events:
+        async with client.follow(renew=renewal(profile, client, session)) as events:
             async for event in events:
                 match event:
                     case ReadRequestCreated():

@@ -60,7 +60,12 @@ class Person(NamedTuple):
 @click.option("--second-server", metavar="URL", help="Another API of the same installation, for Carol's calls.")
 @verb
 async def demo(profile: Profile, second_server: str | None) -> None:
-    """Play the whole story against a running server, with three new accounts, and check each step."""
+    """Play the whole story against a running server, with three new accounts, and check each step.
+
+    \b
+    secureblogs demo
+    secureblogs demo --server https://posts.example.org
+    """
     first = profile.server()
     second = parse_address(second_server) if second_server else first
     say(f"Alice and Bob on {line(first)}, Carol on {line(second)}")

@@ -24,7 +24,11 @@ def group() -> None:
 @json_option
 @verb
 async def group_new(profile: Profile, name: str, as_json: bool) -> None:
-    """Make a group that you own."""
+    """Make a group that you own.
+
+    \b
+    secureblogs group new "Book club"
+    """
     async with connected(profile) as (client, _):
         made = await client.create_group(name)
     if as_json:
@@ -38,7 +42,12 @@ async def group_new(profile: Profile, name: str, as_json: bool) -> None:
 @json_option
 @verb
 async def group_list(profile: Profile, limit: int, as_json: bool) -> None:
-    """List your groups, newest first."""
+    """List your groups, newest first.
+
+    \b
+    secureblogs group list
+    secureblogs group list --limit 0 --json
+    """
     async with connected(profile) as (client, _):
         groups = await take(client.groups(), limit)
     if as_json:
@@ -56,7 +65,11 @@ async def group_list(profile: Profile, limit: int, as_json: bool) -> None:
 @json_option
 @verb
 async def group_members(profile: Profile, group_name: str, limit: int, as_json: bool) -> None:
-    """List the members of a group, those who joined last first."""
+    """List the members of a group, those who joined last first.
+
+    \b
+    secureblogs group members "Book club"
+    """
     async with connected(profile) as (client, _):
         found = await find_group(client, group_name)
         members = await take(client.members(found.id), limit)
@@ -77,6 +90,10 @@ async def group_add(profile: Profile, group_name: str, user: str, role: str | No
     """Add USER, an id or an email address, and show their fingerprints to compare.
 
     They read posts that are made from now on; for earlier ones they ask.
+
+    \b
+    secureblogs group add "Book club" bob@example.org
+    secureblogs group add "Book club" bob@example.org --role owner
     """
     async with connected(profile) as (client, _):
         found = await find_group(client, group_name)
@@ -95,7 +112,11 @@ async def group_add(profile: Profile, group_name: str, user: str, role: str | No
 @yes_option
 @verb
 async def group_remove(profile: Profile, group_name: str, user: str, yes: bool) -> None:
-    """Remove USER, an id or an email address, from a group; yourself to leave it."""
+    """Remove USER, an id or an email address, from a group; yourself to leave it.
+
+    \b
+    secureblogs group remove "Book club" bob@example.org
+    """
     async with connected(profile) as (client, session):
         found = await find_group(client, group_name)
         user_id = _as_id(user) or await _member_of_email(client, found, user)

@@ -40,6 +40,10 @@ async def key_new(
 
     The private half stays in this machine's identity file, wrapped by a passphrase. If your account has a key on
     another device, this one shows a code for `secureblogs key link` there, and waits until that has vouched for it.
+
+    \b
+    secureblogs key new
+    secureblogs key new --label laptop
     """
     path = profile.identity_path
     async with connected(profile) as (client, session):
@@ -97,7 +101,12 @@ async def key_new(
 @json_option
 @verb
 async def key_list(profile: Profile, user_id: UUID | None, as_json: bool) -> None:
-    """List your keys, or another user's."""
+    """List your keys, or another user's.
+
+    \b
+    secureblogs key list
+    secureblogs key list --user 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    """
     async with connected(profile) as (client, session):
         if user_id is None or user_id == session.user_id:
             shown = [(one, _own_state(one, session)) async for one in client.own_keys()]
@@ -119,7 +128,11 @@ async def key_list(profile: Profile, user_id: UUID | None, as_json: bool) -> Non
 @yes_option
 @verb
 async def key_revoke(profile: Profile, key_id: UUID, yes: bool) -> None:
-    """Revoke one of your keys, for ever. What only it could open must be asked for anew."""
+    """Revoke one of your keys, for ever. What only it could open must be asked for anew.
+
+    \b
+    secureblogs key revoke 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    """
     async with connected(profile) as (client, session):
         if not prompts.confirm("Nothing will be sealed or served to this key any more. Revoke it?", yes=yes):
             return
@@ -143,6 +156,10 @@ async def key_verify(profile: Profile, user_id: UUID, fingerprints: tuple[str, .
 
     Type what they read out to you, spaces or not: it is compared with the keys that the server shows. Without a
     FINGERPRINT those of all active keys are shown for you to compare.
+
+    \b
+    secureblogs key verify 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    secureblogs key verify 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3 "21b9 a9ff …"
     """
     async with connected(profile) as (client, _):
         user = await client.user_keys(user_id)

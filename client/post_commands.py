@@ -198,7 +198,12 @@ class Listed(NamedTuple):
 @json_option
 @verb
 async def post_list(profile: Profile, group_name: str | None, limit: int, as_json: bool) -> None:
-    """List posts, newest first, of one group or of all. Titles are opened here, with your key."""
+    """List posts, newest first, of one group or of all. Titles are opened here, with your key.
+
+    \b
+    secureblogs post list
+    secureblogs post list "Book club" --limit 10
+    """
     async with connected(profile) as (client, _):
         found = await find_group(client, group_name) if group_name else None
         posts = await take(client.posts(found.id if found else None), limit)
@@ -228,7 +233,12 @@ async def post_list(profile: Profile, group_name: str | None, limit: int, as_jso
 @json_option
 @verb
 async def post_read(profile: Profile, post_id: UUID, raw: bool, as_json: bool) -> None:
-    """Open a post with your key and show it."""
+    """Open a post with your key and show it.
+
+    \b
+    secureblogs post read 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    secureblogs post read 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3 --raw > minutes.txt
+    """
     if raw and as_json:
         raise click.UsageError("Give --raw or --json, not both.")
     if raw and sys.stdout.isatty():
@@ -276,7 +286,11 @@ async def post_read(profile: Profile, post_id: UUID, raw: bool, as_json: bool) -
 @yes_option
 @verb
 async def post_delete(profile: Profile, post_id: UUID, yes: bool) -> None:
-    """Delete a post of yours, or one in a group that you own."""
+    """Delete a post of yours, or one in a group that you own.
+
+    \b
+    secureblogs post delete 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    """
     async with connected(profile) as (client, _):
         if not prompts.confirm(f"Delete the post {post_id} for everyone?", yes=yes):
             return
@@ -288,7 +302,11 @@ async def post_delete(profile: Profile, post_id: UUID, yes: bool) -> None:
 @click.argument("post_id", metavar="POST", type=click.UUID)
 @verb
 async def post_requeue(profile: Profile, post_id: UUID) -> None:
-    """Have a post of yours sealed again after its sealing failed."""
+    """Have a post of yours sealed again after its sealing failed.
+
+    \b
+    secureblogs post requeue 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    """
     async with connected(profile) as (client, _):
         await client.requeue_post(post_id)
         now = await client.wait_until_sealed(post_id, SEALING_SECONDS)

@@ -1,6 +1,6 @@
 """A profile: one user's server and session, keys and pins, in files of that user alone.
 
-    <config>/secureblogs/<profile>/session.json     server, token, user; written at login
+    <config>/secureblogs/<profile>/session.json     server, user, and the token or its place in the keyring
     <data>/secureblogs/<profile>/identity           private keys, wrapped by a passphrase
     <data>/secureblogs/<profile>/pins.json          fingerprints that were accepted
     <data>/secureblogs/<profile>/recipients.json    whom the last post to each group was sealed to
@@ -21,7 +21,8 @@ import msgspec
 import platformdirs
 from msgspec import Struct
 
-from client import files
+from client import files, terminal
+from client.credentials import Keyring, open_keyring
 from client.errors import ClientError, NotLoggedIn, StorageError
 from client.transport import parse_address
 
@@ -35,7 +36,8 @@ class Session(Struct, frozen=True, kw_only=True):
     """Who is logged in where. Without a token it remembers the last user, for the next login.
 
     `key_id` and `fingerprint` are those of this machine's key that was enrolled last: what its person tells others must
-    not be the server's word. `since` is where following the socket goes on.
+    not be the server's word. `since` is where following the socket goes on. `keyring_entry` is where the system's
+    keyring has the token, which then is not in the file.
     """
 
     server: str
@@ -44,6 +46,7 @@ class Session(Struct, frozen=True, kw_only=True):
     name: str
     v: Literal[1] = 1
     token: str | None = None
+    keyring_entry: str | None = None
     token_expires: datetime | None = None
     key_id: UUID | None = None
     fingerprint: str | None = None
@@ -55,9 +58,19 @@ class Session(Struct, frozen=True, kw_only=True):
 
 
 class Profile:
-    """The files of a profile. `server` is the address that was given for this call, or None."""
+    """The files of a profile. `server` is the address that was given for this call, or None.
 
-    def __init__(self, name: str, config_folder: Path, data_folder: Path, server: str | None = None) -> None:
+    Without a `keyring` the token is kept in the session's file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config_folder: Path,
+        data_folder: Path,
+        server: str | None = None,
+        keyring: Keyring | None = None,
+    ) -> None:
         if not _NAME.fullmatch(name):
             raise ClientError(f"{name!r} is no name of a profile: letters, digits, dot, dash and underscore")
         self.name = name
@@ -68,8 +81,33 @@ class Profile:
         self.returns_path = data_folder / name / "returns.json"
         self.decisions_path = data_folder / name / "decisions.jsonl"
         self._given_server = None if server is None else parse_address(server)
+        self._keyring = keyring
+        # By the name of its entry, which no other token ever has: asking the keyring once is enough.
+        self._tokens: dict[str, str | None] = {}
 
     def session(self) -> Session | None:
+        """The session with its token, as far as that can be had."""
+        written = self._written_session()
+        if written is None or written.keyring_entry is None:
+            return written
+        return msgspec.structs.replace(written, token=self._token_of(written.keyring_entry))
+
+    def save_session(self, session: Session) -> None:
+        """Write a session. A token that is not in the keyring yet is put there, if it can be."""
+        with files.locked(self.session_path):
+            self._replace(self._written_session(), session)
+
+    def change_session(self, **changes: object) -> None:
+        """Set single fields of the session as it is now: another process may have changed the others."""
+        with files.locked(self.session_path):
+            written = self._written_session()
+            if written is None:
+                return
+            if "token" in changes:
+                changes = {"keyring_entry": None, **changes}
+            self._replace(written, msgspec.structs.replace(written, **changes))
+
+    def _written_session(self) -> Session | None:
         content = files.read(self.session_path)
         if content is None:
             return None
@@ -78,19 +116,31 @@ class Profile:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise StorageError(f"{self.session_path} is damaged: remove it and log in again") from None
 
-    def save_session(self, session: Session) -> None:
+    def _replace(self, before: Session | None, session: Session) -> None:
+        is_new = session.token is not None and (before is None or before.token != session.token)
+        if is_new and session.token is not None and session.keyring_entry is None and self._keyring is not None:
+            entry = self._keyring.put(self.name, session.token)
+            if entry is not None:
+                self._tokens[entry] = session.token
+                session = msgspec.structs.replace(session, keyring_entry=entry)
+        if session.keyring_entry is not None:
+            session = msgspec.structs.replace(session, token=None)
         files.write(self.session_path, msgspec.json.format(msgspec.json.encode(session), indent=2))
+        # Only now: a crash in between leaves a token too many, never a file that names one that is gone.
+        left = before.keyring_entry if before is not None else None
+        if left is not None and left != session.keyring_entry and self._keyring is not None:
+            self._keyring.remove(left)
 
-    def change_session(self, **changes: object) -> None:
-        """Set single fields of the session as it is now: another process may have changed the others."""
-        with files.locked(self.session_path):
-            session = self.session()
-            if session is not None:
-                self.save_session(msgspec.structs.replace(session, **changes))
+    def _token_of(self, entry: str) -> str | None:
+        if entry not in self._tokens:
+            if self._keyring is None:
+                terminal.warn("the session's token is in the system's keyring, which SECUREBLOGS_KEYRING turns off")
+            self._tokens[entry] = self._keyring.get(entry) if self._keyring is not None else None
+        return self._tokens[entry]
 
     def server(self) -> str:
         """The address to talk to: the given one, else the one logged in to, else this machine's."""
-        session = self.session()
+        session = self._written_session()
         return self._given_server or (session.server if session else DEFAULT_SERVER)
 
     def live_session(self) -> Session:
@@ -110,4 +160,5 @@ def open_profile(name: str | None, server: str | None, environ: Mapping[str, str
         platformdirs.user_config_path("secureblogs", appauthor=False),
         platformdirs.user_data_path("secureblogs", appauthor=False),
         server or environ.get("SECUREBLOGS_SERVER") or None,
+        open_keyring(environ),
     )

@@ -27,7 +27,11 @@ _STATUSES = ["pending", "approved", "denied", "cancelled", "returned", "all"]
 @json_option
 @verb
 async def ask(profile: Profile, post_id: UUID, key_id: UUID | None, as_json: bool) -> None:
-    """Ask to read POST, which was made before you joined. Its author, or an owner of the group, decides."""
+    """Ask to read POST, which was made before you joined. Its author, or an owner of the group, decides.
+
+    \b
+    secureblogs ask 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    """
     async with connected(profile) as (client, session):
         made = await client.request_read(post_id, public_key_id=key_id or session.key_id)
         is_ours = made.public_key_id == session.key_id
@@ -67,7 +71,12 @@ def requests() -> None:
 @json_option
 @verb
 async def requests_list(profile: Profile, role: str, status: str | None, limit: int, as_json: bool) -> None:
-    """List requests, newest first, and whether the key that asks is known here."""
+    """List requests, newest first, and whether the key that asks is known here.
+
+    \b
+    secureblogs requests list
+    secureblogs requests list --role requester --status approved
+    """
     wanted = status or ("pending" if role == "decider" else "all")
     async with connected(profile) as (client, _):
         found = await take(client.read_requests(role, None if wanted == "all" else wanted), limit)
@@ -138,7 +147,11 @@ async def requests_approve(
 @json_option
 @verb
 async def requests_deny(profile: Profile, request_id: UUID, as_json: bool) -> None:
-    """Say no. The same person may ask again a day later."""
+    """Say no. The same person may ask again a day later.
+
+    \b
+    secureblogs requests deny 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    """
     async with connected(profile) as (client, _):
         decided = await client.deny(request_id)
     _report(decided, as_json)
@@ -148,7 +161,11 @@ async def requests_deny(profile: Profile, request_id: UUID, as_json: bool) -> No
 @click.argument("request_id", metavar="REQUEST", type=click.UUID)
 @verb
 async def requests_withdraw(profile: Profile, request_id: UUID) -> None:
-    """Take your own request back, or give back a grant that does not open the post, and be free to ask again."""
+    """Take your own request back, or give back a grant that does not open the post, and be free to ask again.
+
+    \b
+    secureblogs requests withdraw 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    """
     async with connected(profile) as (client, _):
         await client.withdraw(request_id)
     say(f"Withdrew {request_id}.")

@@ -52,9 +52,13 @@ async def tail(profile: Profile, since: str | None, once: bool, is_checking: boo
     """Follow what happens: who asks, what is decided, new posts. Ctrl-C ends it.
 
     A lost connection is made again, and what was missed is told.
+
+    \b
+    secureblogs tail
+    secureblogs tail --once --json
     """
     async with connected(profile) as (client, session):
-        renew = _renewal(profile, client, session) if prompts.has_password() else None
+        renew = renewal(profile, client, session)
         if is_checking is None:
             is_checking = profile.identity_path.exists() and prompts.has_passphrase()
         identity = unlock(profile, client).identity if is_checking else None
@@ -136,7 +140,11 @@ async def _check_grant(
         warn(f"post {event.post_id}: {line(error)}")
 
 
-def _renewal(profile: Profile, client: Client, session: Session) -> Renew:
+def renewal(profile: Profile, client: Client, session: Session) -> Renew | None:
+    """How to log in again when the session ends, if there is a way to a password."""
+    if not prompts.has_password():
+        return None
+
     async def renew() -> object:
         note("the session has ended")
         return await log_in(profile, client, session.email, prompts.password(session.email, from_stdin=False))

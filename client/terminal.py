@@ -4,14 +4,17 @@ Text that others wrote (names, titles, content, what a server says) may hold any
 `passage` first, which show control characters instead of obeying them, and it is never read as markup.
 """
 
+import atexit
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 # Beyond the C0 and C1 controls and DEL: marks that turn the writing direction or break lines, which can make a text
@@ -20,6 +23,11 @@ _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e007f\ud800-\udfff]"
 )
+
+# Cells that a table leaves to titles and names, however narrow the terminal.
+LEAST_FIRST_CELLS = 16
+# The rows of the table that is being listed.
+_rows: list[list[str]] = []
 
 
 def line(text: object) -> str:
@@ -62,13 +70,45 @@ def complain(text: str, what_to_do: str | None = None) -> None:
 
 
 def show_record(values: Sequence[object]) -> None:
-    """One item of a list: on a terminal the first value above the others, else all of them in one line with tabs."""
+    """One item of a list: on a terminal a row of its table, else one line with tabs.
+
+    A table needs all its rows before the first is printed, so it appears with the next thing that is shown, or at
+    the end of the program.
+    """
     clean = [line("" if value is None else value) for value in values]
     if not sys.stdout.isatty():
         say("\t".join(clean))
         return
-    say(clean[0], "bold")
-    say("  " + "  ".join(value for value in clean[1:] if value))
+    if not _rows:
+        atexit.register(finish_table)
+    _rows.append(clean)
+
+
+def finish_table() -> None:
+    """Print the rows that wait, on the terminal."""
+    atexit.unregister(finish_table)
+    rows = _rows.copy()
+    _rows.clear()
+    if not rows:
+        return
+    console = _console(sys.stdout)
+    width = max(len(row) for row in rows)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    # What is first is what people wrote, and may take several lines. An id or a fingerprint that is copied must stay
+    # whole.
+    first = min(max(cell_len(row[0]) for row in rows), LEAST_FIRST_CELLS)
+    table.add_column(style="bold", overflow="fold", min_width=first)
+    for _ in range(width - 1):
+        table.add_column(no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(value) for value in row))
+    if console.measure(table).minimum <= console.width:
+        console.print(table)
+        return
+    # Too narrow for columns: each item's first value above the others.
+    for row in rows:
+        say(row[0], "bold")
+        say("  " + "  ".join(value for value in row[1:] if value))
 
 
 def show_fields(fields: Iterable[tuple[str, object]]) -> None:
@@ -86,19 +126,24 @@ def show_json(value: Any, *, on_one_line: bool = False) -> None:
     # All of these stand within strings, where an escape means the same. The encoder has escaped C0 already, and what is
     # left of it is the layout.
     escaped = _UNSAFE.sub(lambda found: found[0] if found[0] < " " else _json_escape(found), text)
+    finish_table()
     sys.stdout.write(escaped + "\n")
     sys.stdout.flush()
 
 
 def _print(text: str, style: str, *, to_error: bool) -> None:
+    finish_table()
     stream = sys.stderr if to_error else sys.stdout
     if not stream.isatty():
         # For another program: as it is, where rich would turn tabs into spaces.
         print(text, file=stream, flush=True)
         return
-    console = Console(file=stream, highlight=False, emoji=False, markup=False)
     # Folding at the edge is the terminal's own affair: an id or a fingerprint that is copied must stay whole.
-    console.print(Text(text, style=style), soft_wrap=True)
+    _console(stream).print(Text(text, style=style), soft_wrap=True)
+
+
+def _console(stream: TextIO) -> Console:
+    return Console(file=stream, highlight=False, emoji=False, markup=False)
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -32,8 +32,8 @@ _PASSING = frozenset({502, 503, 504})
 class Retries(msgspec.Struct, frozen=True):
     """How often a call is tried, and how long (in seconds) is waited before the next try.
 
-    A `Retry-After` longer than `longest_wait` is not waited for: the refusal is raised, and carries it. Where there is a
-    shorter one, `told_tries` counts in the place of `tries`, if it is given.
+    A `Retry-After` longer than `longest_wait` is not waited for: the refusal is raised, and carries it. Where there is
+    a shorter one, `told_tries` counts in the place of `tries`, if it is given.
     """
 
     tries: int = 4

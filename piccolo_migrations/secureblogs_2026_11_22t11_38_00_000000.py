@@ -15,7 +15,7 @@ INDEXES = {
     "user_groups_created_by": "ON user_groups (created_by)",
     "user_group_association_group": 'ON user_group_association ("group", created_at DESC, id DESC)',
     # Asking and deciding look for a group's few owners among its many members.
-    "user_group_association_owners": "ON user_group_association (\"group\", \"user\") WHERE role = 'owner'",
+    "user_group_association_owners": 'ON user_group_association ("group", "user") WHERE role = \'owner\'',
     "posts_author": "ON posts (author)",
     "posts_signing_key": "ON posts (signing_key) WHERE signing_key IS NOT NULL",
     "post_keys_post": "ON post_keys (post, public_key)",

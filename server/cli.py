@@ -45,6 +45,10 @@ ELSEWHERE = {
         "client.cli:demo",
         "Play the whole story against a running server, with three new accounts, and check each step.",
     ),
+    "completion": (
+        "client.completion:completion",
+        "Print what makes SHELL complete verbs and options: bash, zsh or fish.",
+    ),
 }
 PANELS = {
     "Server": ["up", "api", "migrate", "doctor", "admin", "requeue", "secrets"],

@@ -98,7 +98,7 @@ async def examine_redis(settings: Settings) -> AsyncIterator[Finding]:
     except REDIS_UNAVAILABLE as error:
         yield Finding("Redis", f"does not answer: {error}", "see that it runs, and that REDIS_URL is right")
     finally:
-        await redis.aclose()
+        await redis.aclose(close_connection_pool=True)
 
 
 async def advice_on_redis(redis: ArqRedis) -> str:

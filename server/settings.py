@@ -111,7 +111,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 # Variables of the command line client, which may well be set where a server starts.
 CLIENT_VARIABLES = frozenset(
-    f"SECUREBLOGS_{name}" for name in ("PROFILE", "SERVER", "PASSWORD", "PASSPHRASE", "PASSPHRASE_FILE")
+    f"SECUREBLOGS_{name}" for name in ("PROFILE", "SERVER", "PASSWORD", "PASSPHRASE", "PASSPHRASE_FILE", "KEYRING")
 )
 
 

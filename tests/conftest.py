@@ -92,15 +92,17 @@ async def running_api(settings: Settings) -> AsyncIterator[str]:
 async def running_worker(settings: Settings) -> AsyncIterator[None]:
     """A worker in this event loop; it uses the pool that the API has opened."""
     redis = await jobs.create_pool(str(settings.redis_url))
-    async with open_worker(settings, redis, handle_signals=False) as worker:
-        task = asyncio.create_task(worker.main())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await worker.release()
-            await redis.aclose()
+    try:
+        async with open_worker(settings, redis, handle_signals=False) as worker:
+            task = asyncio.create_task(worker.main())
+            try:
+                yield
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                await worker.release()
+    finally:
+        await redis.aclose(close_connection_pool=True)
 
 
 @pytest.fixture

@@ -188,11 +188,19 @@ class Listener:
     def __init__(self, connection: ClientConnection) -> None:
         self.connection = connection
         self.frames: list[dict[str, Any]] = []
+        self._event_ids: set[str] = set()
 
     async def next(self, within_s: float = PATIENCE_S) -> dict[str, Any]:
+        """The next frame. An event is told at least once, so repetitions are skipped, as clients do."""
         async with asyncio.timeout(within_s):
-            frame = json.loads(await self.connection.recv())
-        assert isinstance(frame, dict)
+            while True:
+                frame = json.loads(await self.connection.recv())
+                assert isinstance(frame, dict)
+                event_id = frame.get("event_id")
+                if event_id is None or event_id not in self._event_ids:
+                    break
+        if event_id is not None:
+            self._event_ids.add(event_id)
         self.frames.append(frame)
         return frame
 
@@ -202,6 +210,13 @@ class Listener:
             frame = await self.next()
             if frame["type"] == kind and frame.items() >= fields.items():
                 return frame
+
+    async def has_heard(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """The like, which may also have come already."""
+        for frame in self.frames:
+            if frame["type"] == kind and frame.items() >= fields.items():
+                return frame
+        return await self.hear(kind, **fields)
 
     async def catch_up(self) -> list[dict[str, Any]]:
         """All frames up to and with `caught_up`."""

@@ -180,11 +180,13 @@ async def is_announced(postgres: asyncpg.Connection) -> bool:
 async def test_open_sockets_hear_what_happened_while_redis_was_dead(site: Site) -> None:
     api = await site.whole()
     async with person(api.url) as alice, person(api.url, "Carol") as carol:
-        story, other = await begin(alice, carol), await begin(alice, carol)
+        story, other, third_id = await begin(alice, carol), await begin(alice, carol), await alice.found_group()
         async with alice.listen() as author, carol.listen() as requester:
             site.engines.valkey.kill()
             # Nobody waits for it, or is refused anything but a ticket.
             asked = await carol.ask(story.post_id)
+            await alice.add(third_id, carol)
+            assert_unavailable(await alice.post("/ws-tickets"))
             post = good(await alice.post("/posts", text(story.group_id)), 201)
             said = await readiness(api.url)
             assert (said["status"], said["postgres"], said["redis"]) == ("unready", "ok", "away")
@@ -192,9 +194,11 @@ async def test_open_sockets_hear_what_happened_while_redis_was_dead(site: Site) 
 
             await author.hear("read_request.created", request_id=asked["id"])
             await alice.approve(story.post, asked)
-            await requester.hear("read_request.approved", request_id=asked["id"])
+            await requester.has_heard("read_request.approved", request_id=asked["id"])
+            # What is not replayed is told by the sweep.
+            await requester.has_heard("group.member_added", group_id=third_id)
             assert carol.open(await carol.wait_until_sealed(post["id"], WHOLE_WITHIN_S))[1] == "is under the mat"
-            await requester.hear("post.sealed", post_id=post["id"])
+            await requester.has_heard("post.sealed", post_id=post["id"])
             later = await carol.ask(other.post_id)
             heard = await author.hear("read_request.created", request_id=later["id"])
             assert "replayed" not in heard

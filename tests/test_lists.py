@@ -125,13 +125,11 @@ async def test_last_page_says_so(world: World, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", PATHS)
-@pytest.mark.parametrize(
-    "limit", ["0", "101", "-1", "1.0", "1e1", "", " 1", "%2B1", "x", "1000", "0x1", "\u0661", "1_0"]
-)
-async def test_limit_is_a_number_from_1_to_100(world: World, number: int, limit: str) -> None:
-    answer = await world.someone.get(with_query(world.paths()[number], f"limit={limit}"))
-    assert code(answer) == (422, "invalid")
-    assert [error["pointer"] for error in answer.json()["errors"]] == ["?limit"]
+async def test_limit_is_a_number_from_1_to_100(world: World, number: int) -> None:
+    for limit in ("0", "101", "-1", "1.0", "1e1", "", " 1", "%2B1", "x", "1000", "0x1", "\u0661", "1_0"):
+        answer = await world.someone.get(with_query(world.paths()[number], f"limit={limit}"))
+        assert code(answer) == (422, "invalid"), limit
+        assert [error["pointer"] for error in answer.json()["errors"]] == ["?limit"]
 
 
 @pytest.mark.parametrize("number", PATHS)

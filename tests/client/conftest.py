@@ -7,6 +7,12 @@ from tests.client.devices import Device, device
 from tests.client.rewriting_server import Liar, lying
 
 
+@pytest.fixture(autouse=True)
+def no_keyring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests leave nothing in the keyring of whoever runs them."""
+    monkeypatch.setenv("SECUREBLOGS_KEYRING", "off")
+
+
 @pytest.fixture
 async def anna(server: str, tmp_path: Path) -> AsyncIterator[Device]:
     async with device(server, "Anna", tmp_path / "anna") as someone:

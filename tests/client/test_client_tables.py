@@ -1,0 +1,83 @@
+"""Lists on a terminal are tables; in a pipe they are lines with tabs."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+
+ID = "0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3"
+LIST = f"""
+from client import terminal
+terminal.show_record(["Short \\x1b[2J", "{ID}", "Alice"])
+terminal.show_record(["[bold]A much longer title[/]", "{ID}", None])
+"""
+
+
+def run_on_a_terminal(code: str, **environment: str) -> str:
+    """What a real terminal is sent by a program of its own."""
+    outer, inner = pty.openpty()
+    plain = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
+    running = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=inner, env={**plain, "TERM": "xterm-256color", **environment}
+    )
+    os.close(inner)
+    sent = b""
+    try:
+        while chunk := os.read(outer, 4096):
+            sent += chunk
+    except OSError:
+        # Linux tells that the other end is closed in this way.
+        pass
+    finally:
+        os.close(outer)
+    assert running.wait(60) == 0
+    return sent.decode().replace("\r\n", "\n")
+
+
+def test_rows_stand_in_columns() -> None:
+    first, second = run_on_a_terminal(LIST, COLUMNS="120", TERM="dumb").splitlines()
+    assert first.index(ID) == second.index(ID) == len("[bold]A much longer title[/]") + 2
+    assert first.startswith("Short \\x1b[2J ")
+    assert first.rstrip().endswith(f"{ID}  Alice")
+
+
+def test_titles_are_set_off_and_nothing_of_others_is_obeyed() -> None:
+    sent = run_on_a_terminal(LIST, COLUMNS="120")
+    assert "\x1b[1m" in sent
+    assert "\x1b[2J" not in sent
+    assert "[bold]A much longer title[/]" in sent
+
+
+def test_who_wants_no_colour_gets_none() -> None:
+    code = 'from client import terminal\nterminal.show_record(["a", "b"])\nterminal.say("said", "red")'
+    assert "\x1b[31m" in run_on_a_terminal(code)
+    sent = run_on_a_terminal(code, NO_COLOR="1")
+    assert not any(f"\x1b[{number}m" in sent for number in range(30, 50))
+    assert sent.splitlines()[-1] == "said"
+
+
+@pytest.mark.parametrize("columns", [12, 40, 60, 80])
+def test_ids_stay_whole_however_narrow_the_terminal(columns: int) -> None:
+    sent = run_on_a_terminal(LIST, COLUMNS=str(columns), TERM="dumb")
+    assert sent.count(ID) == 2
+
+
+def test_long_titles_take_several_lines() -> None:
+    code = f'from client import terminal\nterminal.show_record(["title " * 30, "{ID}", "Alice"])'
+    lines = run_on_a_terminal(code, COLUMNS="80", TERM="dumb").splitlines()
+    assert len(lines) > 2
+    assert f"{ID}  Alice" in lines[0]
+    assert max(len(line) for line in lines) <= 80
+    assert "".join(lines).count("title") == 30
+
+
+def test_rows_come_before_what_is_said_after_them() -> None:
+    code = 'from client import terminal\nterminal.show_record(["row", "1"])\nterminal.say("after")\nterminal.say("end")'
+    assert run_on_a_terminal(code, TERM="dumb").split() == ["row", "1", "after", "end"]
+
+
+def test_in_a_pipe_they_are_lines_with_tabs() -> None:
+    printed = subprocess.run([sys.executable, "-c", LIST], capture_output=True, text=True, check=True).stdout
+    assert printed == f"Short \\x1b[2J\t{ID}\tAlice\n[bold]A much longer title[/]\t{ID}\t\n"
