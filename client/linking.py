@@ -165,7 +165,8 @@ def own_pins(pinned: tuple[Pin, ...], key: Key, own: list[Key], compared: Iterab
 async def enrol_linked(client: Client, identity: Identity, own: list[Key], user_id: UUID, code: LinkCode) -> Key:
     """Enrol the key of a link code, whose fingerprint its person has compared, endorsed by one of this device.
 
-    Enrolled already: that key. Raises NoIdentity where this device has no active key, CannotOpen for a revoked one.
+    Enrolled already: that key, revoked or not (`trust_own_key` tells). Raises NoIdentity where this device has no
+    active key.
     """
     endorser = find_endorser(identity, own)
     if endorser is None:
@@ -175,18 +176,16 @@ async def enrol_linked(client: Client, identity: Identity, own: list[Key], user_
         key = await enrol_proven(client, user_id, code.public_key, code.verify_key, code.proof, code.label, endorser)
     if (key.user_id, key.public_key, key.verify_key) != (user_id, code.public_key, code.verify_key):
         raise Substituted("the server lists this key with another one to sign")
-    if key.revoked_at is not None:
-        raise CannotOpen("this key is revoked: make another one on the new device")
     return key
 
 
 def trust_own_key(people: People, key: Key, own: list[Key]) -> None:
-    """Pin a further key of one's own account, whose fingerprint its person has compared."""
+    """Pin a further key of one's own, whose fingerprint its person has compared; CannotOpen if it is revoked."""
     user_id = key.user_id
     fingerprint = check_key(key)
     pinned = confirm(people.pinned(user_id), UserKeys(id=user_id, name="", keys=own), {fingerprint})
     if any(pin.fingerprint == fingerprint and pin.revoked_at is not None for pin in pinned):
-        raise CannotOpen("the server lists this key as active, and it was seen revoked")
+        raise CannotOpen("this key was revoked: make another one on the new device")
     people.keep({user_id: pinned})
 
 

@@ -14,7 +14,10 @@ from msgspec import Struct
 from client import files
 from client.api import Client
 from client.errors import CannotOpen, Conflict, GrantReturned, StorageError, WrongPostKey
+from client.identity import Identity
 from client.models import ReadRequest
+from client.people import People
+from client.reading import read_post
 
 MOST_RETURNS = 2
 
@@ -22,6 +25,23 @@ MOST_RETURNS = 2
 class _Returns(Struct, kw_only=True):
     v: int = 1
     posts: dict[UUID, int] = {}
+
+
+async def check_grant(
+    client: Client, identity: Identity, people: People, path: Path, request_id: UUID, user_id: UUID
+) -> None:
+    """Open the post of an approved request of this user's own, and give back a grant that does not.
+
+    Another's request, or one that is not approved any more, is let be. Raises GrantReturned, and all that `read_post`
+    raises.
+    """
+    request = await client.read_request(request_id)
+    if request.requester_id != user_id or request.status != "approved":
+        return
+    try:
+        await read_post(client, identity, people, request.post_id)
+    except WrongPostKey as wrong:
+        raise await give_back(client, path, wrong) from None
 
 
 async def give_back(client: Client, path: Path, wrong: WrongPostKey) -> CannotOpen:

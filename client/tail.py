@@ -9,7 +9,7 @@ from client import prompts
 from client.account_commands import log_in
 from client.api import Client
 from client.commands import connected, json_option, open_people, unlock, verb
-from client.errors import ClientError, NotFound, WrongPostKey
+from client.errors import ClientError, NotFound
 from client.events import (
     CaughtUp,
     ConnectionAccepted,
@@ -29,8 +29,7 @@ from client.events import (
 )
 from client.identity import Identity
 from client.profile import Profile, Session
-from client.reading import read_post
-from client.returning import give_back
+from client.returning import check_grant
 from client.terminal import line, note, say, show_json, warn
 
 Renew = Callable[[], Awaitable[object]]
@@ -69,7 +68,7 @@ async def tail(profile: Profile, since: str | None, once: bool, is_checking: boo
                 else:
                     tell(event)
                 if isinstance(event, ReadRequestApproved) and identity is not None:
-                    await _check_grant(profile, client, identity, session.user_id, event)
+                    await _check(profile, client, identity, session.user_id, event)
                 if isinstance(event, CaughtUp):
                     profile.change_session(since=event.at)
                     if once:
@@ -121,18 +120,13 @@ def describe(event: Event) -> str | None:  # noqa: PLR0911 - one sentence for ea
     return None
 
 
-async def _check_grant(
+async def _check(
     profile: Profile, client: Client, identity: Identity, user_id: UUID, event: ReadRequestApproved
 ) -> None:
     """Open the post that was granted; what goes wrong is told, and never ends the following."""
+    people = open_people(profile, client, identity)
     try:
-        request = await client.read_request(event.request_id)
-        if request.requester_id != user_id or request.status != "approved":
-            return
-        try:
-            await read_post(client, identity, open_people(profile, client, identity), request.post_id)
-        except WrongPostKey as wrong:
-            raise await give_back(client, profile.returns_path, wrong) from None
+        await check_grant(client, identity, people, profile.returns_path, event.request_id, user_id)
     except NotFound:
         # The post or the membership is gone: other events tell.
         return

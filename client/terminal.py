@@ -26,6 +26,8 @@ _UNSAFE = re.compile(
 
 # Cells that a table leaves to titles and names, however narrow the terminal.
 LEAST_FIRST_CELLS = 16
+# Cells, wider than any terminal.
+UNBOUNDED = 10_000
 # The rows of the table that is being listed.
 _rows: list[list[str]] = []
 
@@ -102,7 +104,9 @@ def finish_table() -> None:
         table.add_column(no_wrap=True)
     for row in rows:
         table.add_row(*(Text(value) for value in row))
-    if console.measure(table).minimum <= console.width:
+    # What it needs is asked without the terminal's own bounds, which would cut the answer too.
+    needed = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).minimum
+    if needed <= console.width:
         console.print(table)
         return
     # Too narrow for columns: each item's first value above the others.

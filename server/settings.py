@@ -145,9 +145,11 @@ def load(environ: Mapping[str, str]) -> Settings:
         given, missing = sorted(("DATABASE_URL", "REDIS_URL"), key=lambda name: name.lower() not in values)
         raise SettingsError(f"{missing}: not set, but {given} is; set both to use your own, or neither to embed them")
     settings = Settings(**values)
-    return msgspec.structs.replace(
-        settings, data_dir=settings.data_dir.expanduser().absolute(), public_url=settings.public_url or origin(settings)
-    )
+    try:
+        data_dir = settings.data_dir.expanduser().absolute()
+    except RuntimeError:
+        raise SettingsError("DATA_DIR: names the home of somebody who has none") from None
+    return msgspec.structs.replace(settings, data_dir=data_dir, public_url=settings.public_url or origin(settings))
 
 
 def origin(settings: Settings) -> str:

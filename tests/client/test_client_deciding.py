@@ -21,7 +21,7 @@ from client.errors import CannotOpen, GrantReturned, WrongPostKey
 from client.events import ReadRequestCreated, event_of
 from client.models import ReadRequest, SealedKey
 from client.pins import Trust
-from client.returning import MOST_RETURNS, give_back
+from client.returning import MOST_RETURNS, check_grant, give_back
 from client.serving import Allowance, Decision, consider, read_approvals, write_decision
 from server.sealing import posts as sealing_posts
 from tests.client.devices import Device
@@ -329,7 +329,7 @@ async def test_a_grant_that_does_not_open_is_given_back_and_asked_for_again_twic
     assert await ben.do("post", "read", post_id, "--raw") == "is under the mat"
 
 
-async def test_tail_opens_what_is_granted(anna: Device, ben: Device) -> None:
+async def test_tail_opens_what_is_granted(anna: Device, ben: Device, liar: Liar) -> None:
     await group_with_posts(anna, ben, posts=1)
     [post_id] = [post.id async for post in ben.client.posts()]
     asked = await ben.ask_for("ask", post_id)
@@ -345,7 +345,9 @@ async def test_tail_opens_what_is_granted(anna: Device, ben: Device) -> None:
     assert f"request {again.id} is approved" in told.stdout
     assert "given back" not in told.stderr
     # Whoever decided hears of it too, and has nothing to open.
-    assert "given back" not in (await anna.run("tail", "--once", "--since", since)).output
+    async with Client(liar.address, anna.client.token) as client:
+        await check_grant(client, anna.identity, anna.people(client), anna.profile.returns_path, again.id, anna.user.id)
+    assert [call.target for call in liar.calls] == [f"/read-requests/{again.id}"]
 
 
 async def test_only_what_was_granted_is_given_back(anna: Device, ben: Device, liar: Liar) -> None:
@@ -363,6 +365,8 @@ async def test_only_what_was_granted_is_given_back(anna: Device, ben: Device, li
     ben.go_through(liar.address)
     liar.rewrite("GET", f"/posts/{post.id}", lambda told: told.update(content=told["heading"]))
     assert "given back" not in await ben.fail(5, "post", "read", post.id)
+    # Nor is a grant of this post given back for another one.
+    assert await give_back(ben.client, ben.profile.returns_path, wrong) is wrong
     assert (await ben.client.read_request(request.id)).status == "approved"
 
 

@@ -20,7 +20,9 @@ def run_on_a_terminal(code: str, **environment: str) -> str:
     outer, inner = pty.openpty()
     plain = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
     running = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=inner, env={**plain, "TERM": "xterm-256color", **environment}
+        [sys.executable, "-c", code],
+        stdout=inner,
+        env={**plain, "TERM": "xterm-256color", "LINES": "24", **environment},
     )
     os.close(inner)
     sent = b""
