@@ -133,7 +133,7 @@ async def requests_approve(
         group = await client.group(grant.request.group_id)
         _require_fingerprint(grant, fingerprint)
         if not as_json:
-            _show_grant(grant, group.name)
+            _show_grant(grant, group.name, is_compared=fingerprint is not None)
         is_compared = fingerprint is not None
         if not prompts.confirm("Let them read it?", yes=yes or is_compared):
             note("Nothing was granted.")
@@ -159,14 +159,20 @@ async def requests_deny(profile: Profile, request_id: UUID, as_json: bool) -> No
 
 @requests.command("withdraw")
 @click.argument("request_id", metavar="REQUEST", type=click.UUID)
+@yes_option
 @verb
-async def requests_withdraw(profile: Profile, request_id: UUID) -> None:
+async def requests_withdraw(profile: Profile, request_id: UUID, yes: bool) -> None:
     """Take your own request back, or give back a grant that does not open the post, and be free to ask again.
 
     \b
     secureblogs requests withdraw 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
     """
     async with connected(profile) as (client, _):
+        found = await client.read_request(request_id)
+        if found.status == "approved" and not prompts.confirm(
+            "This was granted: give it back, as if it did not open the post?", yes=yes
+        ):
+            return
         await client.withdraw(request_id)
     say(f"Withdrew {request_id}.")
 
@@ -188,17 +194,20 @@ def _require_fingerprint(grant: Grant, told: str | None) -> None:
         raise CannotGrant(f"the key that was asked for has another fingerprint: {grant.recipient.fingerprint}")
 
 
-def _show_grant(grant: Grant, group_name: str) -> None:
+def _show_grant(grant: Grant, group_name: str, *, is_compared: bool) -> None:
     show_fields(
         [
             ("who asks", f"{grant.request.requester_name} ({grant.request.requester_id})"),
             ("for", grant.opened.title),
             ("group", group_name),
             ("seal", describe_seal(grant.opened.signed)),
-            ("fingerprint", f"{grant.recipient.fingerprint} ({grant.recipient.trust.value})"),
+            (
+                "fingerprint",
+                f"{grant.recipient.fingerprint} ({'compared' if is_compared else grant.recipient.trust.value})",
+            ),
         ]
     )
-    if grant.recipient.trust is Trust.UNVERIFIED:
+    if grant.recipient.trust is Trust.UNVERIFIED and not is_compared:
         warn("nobody has compared this fingerprint yet: ask them for it by another way than this server")
 
 

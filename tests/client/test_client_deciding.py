@@ -324,7 +324,7 @@ async def test_a_grant_that_does_not_open_is_given_back_and_asked_for_again_twic
     assert f"given back {MOST_RETURNS} times already" in said
     assert (await ben.client.read_request(request.id)).status == "approved"
     # Its person may do it all the same.
-    await ben.do("requests", "withdraw", request.id)
+    await ben.do("requests", "withdraw", request.id, "--yes")
     await grant_well(anna, await ben.client.request_read(post_id))
     assert await ben.do("post", "read", post_id, "--raw") == "is under the mat"
 

@@ -84,7 +84,8 @@ async def test_a_phone_is_linked_and_reads_what_the_laptop_can(anna: Device, ben
 
     waiting = await phone.ask_for("key", "new", "--no-wait", "--label", "phone")
     assert waiting["state"] == "waiting"
-    # Before it is linked the server knows nothing of it.
+    # Before it is linked only this disk knows of it, and not the server.
+    assert phone.key.fingerprint == waiting["fingerprint"]
     assert [key.id async for key in phone.client.own_keys()] == [anna.key.key_id]
 
     linked = await anna.run("key", "link", waiting["link_code"], "--fingerprint", waiting["fingerprint"].upper())
@@ -228,6 +229,8 @@ async def test_waiting_is_ended_by_the_link_or_by_an_interrupt(anna: Device, pho
     _, complaints = await first.communicate()
     assert first.returncode == 130
     assert b"Traceback" not in complaints
+    # What was made is on the disk, and not enrolled.
+    assert phone.key.key_id is None
     second = await wait()
     assert await hear_code(second) == code
     await anna.do("key", "link", code, "--yes")
