@@ -785,7 +785,7 @@ async def test_worker_that_can_not_work_ends_with_one_line(
     private = base64.b64encode(WORKER_PAIR.private).decode()
     no_postgres = f"postgresql://nobody@/none?host={tmp_path}"
     cases = [
-        ({"DATABASE_URL": database_url}, "WORKER_PRIVATE_KEYS: not set"),
+        ({"DATABASE_URL": database_url, "WORKER_PRIVATE_KEYS": ""}, "WORKER_PRIVATE_KEYS: not set"),
         ({"DATABASE_URL": no_postgres, "WORKER_PRIVATE_KEYS": private}, "Postgres does not answer"),
     ]
     for number, (environ, reason) in enumerate(cases):
