@@ -29,8 +29,8 @@ SESSION_PREFIX = "sbs_"
 # Argon2id takes 64 MiB a run: as many at once as there are cores, the others wait their turn.
 _HASHING = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="argon2")
 
-# Hashed once, so that the login of an unknown email does the same work as any other.
-_NOBODYS_PASSWORD = passwords.hash_password(secrets.token_urlsafe())
+# For the login of an unknown email, so that it does the same work as any other.
+_NOBODYS_PASSWORD = passwords.hash_of_nothing()
 
 
 class Caller(NamedTuple):

@@ -5,6 +5,7 @@ restarts or empties an engine starts its own.
 """
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
@@ -15,6 +16,9 @@ import pytest
 from server import database, jobs
 from server.embedded import Engines
 from server.sealing import keys as sealing_keys
+from server.sealing.argon2id import CHEAPEST
+from server.sealing.identity import wrap_identity
+from server.sealing.passwords import hash_password
 from server.serving import make_server
 from server.settings import Settings
 from tasks.worker import open_worker
@@ -24,6 +28,27 @@ from tests.people import Person, person
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": True}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core, for tests often wait: for a process to start or stop, for what was killed to be noticed."""
+    return 2 * (os.cpu_count() or 1)
+
+
+_COSTLY = (hash_password.__defaults__, wrap_identity.__defaults__)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_argon2() -> None:
+    """Passwords and passphrases of this process cost little: a thousand people of some 100 to 400 ms each sign up."""
+    hash_password.__defaults__ = wrap_identity.__defaults__ = (CHEAPEST,)
+
+
+@pytest.fixture
+def costly_argon2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the cost itself: as in earnest."""
+    monkeypatch.setattr(hash_password, "__defaults__", _COSTLY[0])
+    monkeypatch.setattr(wrap_identity, "__defaults__", _COSTLY[1])
 
 
 @pytest.fixture(scope="session")

@@ -197,7 +197,9 @@ async def test_wrong_password_and_unknown_address_answer_alike(http: httpx.Async
     assert wrong.headers["WWW-Authenticate"] == unknown.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_login_takes_one_run_of_argon2_in_any_case(http: httpx.AsyncClient, alice: Person) -> None:
+async def test_login_takes_one_run_of_argon2_in_any_case(
+    http: httpx.AsyncClient, costly_argon2: None, alice: Person
+) -> None:
     async def quickest(email: str) -> float:
         taken = []
         for _ in range(4):

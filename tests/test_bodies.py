@@ -662,7 +662,8 @@ async def test_nobody_waits_long_for_a_refusal(alice: Person) -> None:
         b'{"name": "' + b"\\ud83d\\udd11" * (MAX_BODY_BYTES // 12 - 10) + b'"}',
         b"[" + b"{}," * (MAX_BODY_BYTES // 3 - 10) + b"{}]",
     ):
-        start = time.perf_counter()
+        # The API runs in this very thread, and of others the machine may have many.
+        start = time.thread_time()
         answer = await alice.client.post("/groups", **with_json(content))
         assert answer.status_code in {400, 422}
-        assert time.perf_counter() - start < 2
+        assert time.thread_time() - start < 1

@@ -1,10 +1,12 @@
 """Argon2id: what makes guessing a password dear. `opslimit` counts passes, `memlimit` is bytes of memory."""
 
 import unicodedata
+from base64 import b64encode
 from typing import NamedTuple
 
 from nacl.exceptions import CryptoError
 from nacl.pwhash import argon2id
+from nacl.utils import random
 
 from server.sealing.errors import NoMemory
 
@@ -47,6 +49,12 @@ def hash_string(password: str, cost: Cost) -> str:
         return argon2id.str(password_bytes(password), cost.opslimit, cost.memlimit).decode("ascii")
     except CryptoError:
         raise NoMemory from None
+
+
+def random_string(cost: Cost) -> str:
+    """A text like that of `hash_string`, made without its work: salt and hash are random, so it is of no password."""
+    salt, hashed = (b64encode(random(length)).decode("ascii").rstrip("=") for length in (SALT_BYTES, 32))
+    return f"$argon2id$v=19$m={cost.memlimit // 1024},t={cost.opslimit},p=1${salt}${hashed}"
 
 
 def matches(hashed: str, password: str) -> bool:

@@ -12,6 +12,11 @@ def hash_password(password: str, cost: Cost = INTERACTIVE) -> str:
     return argon2id.hash_string(password, cost)
 
 
+def hash_of_nothing() -> str:
+    """As long and as dear to check as any of `hash_password`, but at random and so of no password."""
+    return argon2id.random_string(INTERACTIVE)
+
+
 def check_password(hashed: str, password: str) -> bool:
     """Whether the password is the one that was hashed; False for a `hashed` that is none. It costs what that cost."""
     return argon2id.matches(hashed, password)

@@ -30,6 +30,7 @@ def test_layout() -> None:
     assert wrapped[51:75] != again[51:75], "the nonce is new"
 
 
+@pytest.mark.usefixtures("costly_argon2")
 def test_an_identity_costs_moderate() -> None:
     wrapped = wrap_identity(b"private keys", "correct horse")
     assert wrapped[23:35] == MODERATE.opslimit.to_bytes(4, "big") + MODERATE.memlimit.to_bytes(8, "big")

@@ -1,9 +1,11 @@
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.sealing.argon2id import CHEAPEST
-from server.sealing.passwords import check_password, hash_password
+from server.sealing.argon2id import CHEAPEST, INTERACTIVE
+from server.sealing.passwords import check_password, hash_of_nothing, hash_password
 
 # libsodium's Argon2id of "correct horse", made once and kept: accounts of today must still log in.
 KEPT = "$argon2id$v=19$m=8,t=1,p=1$KRJIyWbC0IU0t6/ijOJv+w$IqD8IUYKIPc3adpcpXAsdySqqh3h3fe/AI2KamE/zvQ"
@@ -14,11 +16,27 @@ def test_kept_hash_is_of_its_password() -> None:
     assert not check_password(KEPT, "correct horse ")
 
 
+@pytest.mark.usefixtures("costly_argon2")
 def test_a_password_costs_interactive() -> None:
     hashed = hash_password("correct horse")
     assert hashed.startswith("$argon2id$v=19$m=65536,t=2,p=1$")
     assert check_password(hashed, "correct horse")
     assert not check_password(hashed, "wrong horse")
+
+
+def test_a_hash_of_nothing_looks_like_any_other_and_is_as_dear_to_check() -> None:
+    nothing = hash_of_nothing()
+    hashed = hash_password("correct horse", INTERACTIVE)
+    assert len(nothing) == len(hashed)
+    assert nothing[:31] == hashed[:31]
+    assert nothing != hash_of_nothing()
+
+    def seconds(some: str) -> float:
+        begin = time.perf_counter()
+        assert not check_password(some, "wrong horse")
+        return time.perf_counter() - begin
+
+    assert 0.5 < min(seconds(nothing) for _ in range(3)) / min(seconds(hashed) for _ in range(3)) < 2
 
 
 def test_one_password_has_many_hashes() -> None:
