@@ -7,8 +7,8 @@ stands in the migrations.
 import uuid
 
 import uuid_utils.compat
+from piccolo.columns import JSONB, Array, BigInt, Boolean, Bytea, Date, ForeignKey, Text, Timestamptz, Varchar
 from piccolo.columns import UUID as UUIDColumn
-from piccolo.columns import Array, Boolean, Bytea, ForeignKey, Text, Timestamptz, Varchar
 from piccolo.columns.base import OnDelete
 from piccolo.columns.defaults.timestamptz import TimestamptzNow
 from piccolo.columns.defaults.uuid import UUID7
@@ -173,3 +173,36 @@ class Outbox(Table, tablename="outbox"):
     channels = Array(Text())
     frame = Text()
     created_at = Timestamptz(default=TimestamptzNow())
+
+
+class UserDailyUsage(Table, tablename="user_daily_usage"):
+    """What a user did on a day of UTC. Workers write it, in batches, from what is counted in Redis."""
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    user = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    date = Date(default=None)
+    requests = BigInt(default=0)
+    posts = BigInt(default=0)
+    upload_bytes = BigInt(default=0)
+
+    once_a_day = Unique(["user", "date"])
+    counts = Check("requests >= 0 AND posts >= 0 AND upload_bytes >= 0")
+
+
+class AuditEntry(Table, tablename="audit_log"):
+    """Who did what. Append-only by a trigger, and without foreign keys: it outlives what it tells of.
+
+    An entry is committed with what it tells of, and gets its place in the chain of hashes shortly after.
+    """
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    at = Timestamptz(default=TimestamptzNow())
+    actor = UUIDColumn(null=True, default=None, help_text="null: somebody at the machine itself")
+    action = Varchar(length=64)
+    group = UUIDColumn(null=True, default=None)
+    user = UUIDColumn(null=True, default=None, help_text="whom it was done to")
+    ids = JSONB(default="{}", help_text="further ids, by name")
+    position = BigInt(null=True, default=None, unique=True, help_text="1, 2, 3, … in the chain")
+    chain = Bytea(null=True, default=None, help_text="SHA-256 over the chain before and this entry")
+
+    placed_whole = Check("(position IS NULL) = (chain IS NULL) AND (chain IS NULL OR octet_length(chain) = 32)")
