@@ -11,7 +11,12 @@ PYTHON ?= python3 python3.14 python3.13 python3.12 python3.11 python
 FITS = import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 STAMP := .venv/.made-from-$(shell cat requirements-dev.lock pyproject.toml | cksum | cut -d ' ' -f 1)
 
-.PHONY: help run dev test check bench lock
+# What the dashboard's pages take from others, as package-lock.json has it: these files are all of it that is served.
+PARTS := htmx.org/dist/htmx.min.js uplot/dist/uPlot.iife.min.js uplot/dist/uPlot.min.css
+PARTS_DIR := server/dashboard/static/parts
+PARTS_STAMP := node_modules/.made-from-$(shell cat package.json package-lock.json | cksum | cut -d ' ' -f 1)
+
+.PHONY: help run dev test check bench lock parts parts-if-possible
 
 help:
 	@echo 'make run     everything on this machine, at http://127.0.0.1:$(PORT), with its data in $(DATA_DIR)'
@@ -19,14 +24,15 @@ help:
 	@echo 'make test    the tests'
 	@echo 'make check   what CI asks for: format, lint, types, import layers, and the tests with their coverage'
 	@echo 'make bench   the figures that the README quotes'
+	@echo 'make parts   the scripts that the dashboard takes from npm; run, dev and test see to it, too'
 	@echo 'make lock    new versions of all that is depended on, within the bounds of pyproject.toml'
 	@echo
 	@echo 'PORT and DATA_DIR may be set: make run PORT=9000 DATA_DIR=/srv/secureblogs'
 
-run: $(STAMP)
+run: $(STAMP) parts-if-possible
 	@exec .venv/bin/secureblogs up
 
-dev: $(STAMP)
+dev: $(STAMP) parts-if-possible
 	@exec .venv/bin/secureblogs up --reload
 
 # The tests make databases by the dozen: in memory, where there is plenty of it and programs may be run from there.
@@ -41,7 +47,7 @@ test: export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 test: export PYTHONDONTWRITEBYTECODE :=
 
 # `make test check` runs the tests once, with their coverage.
-test: $(STAMP)
+test: $(STAMP) parts
 ifeq ($(filter check,$(MAKECMDGOALS)),)
 	.venv/bin/pytest
 else
@@ -60,6 +66,21 @@ check: $(STAMP) test
 
 bench: $(STAMP)
 	@exec .venv/bin/python -m benchmarks
+
+parts: $(PARTS_STAMP)
+
+# Without them the server runs, and the dashboard's pages say what is missing.
+parts-if-possible: $(STAMP)
+	@$(MAKE) -s --no-print-directory parts || echo 'Going on without the scripts from npm: the dashboard has no charts.'
+
+# Where there is no npm, one comes out of a wheel, into the same .venv.
+$(PARTS_STAMP): | $(STAMP)
+	@command -v npm >/dev/null || test -x .venv/bin/npm || \
+		.venv/bin/uv pip install -q --python .venv/bin/python --require-hashes -r requirements-node.lock
+	@PATH="$$PATH:$(CURDIR)/.venv/bin" npm ci --silent --ignore-scripts --no-fund --no-audit
+	@mkdir -p $(PARTS_DIR)
+	@cp $(addprefix node_modules/,$(PARTS)) $(PARTS_DIR)
+	@touch $@
 
 # uv is in the lock too, so pip checks its hash; uv then checks those of all others.
 $(STAMP):
@@ -81,3 +102,4 @@ COMPILE = .venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-in
 lock: $(STAMP)
 	$(COMPILE) pyproject.toml --output-file requirements.lock
 	$(COMPILE) pyproject.toml --all-extras --constraint requirements.lock --output-file requirements-dev.lock
+	$(COMPILE) --group node --output-file requirements-node.lock

@@ -1,4 +1,4 @@
-"""What Piccolo can't say of usage and audit: indexes, and that the audit log is only ever added to."""
+"""What Piccolo can't say: indexes, and that the audit log is only ever added to."""
 
 from piccolo.apps.migrations.auto.migration_manager import MigrationManager
 
@@ -6,9 +6,10 @@ from server.database import execute
 
 ID = "2026-11-22T15:11:00:000000"
 VERSION = "1.38.0"
-DESCRIPTION = "indexes of the audit log, and the trigger that keeps it as it is"
+DESCRIPTION = "indexes, and the trigger that keeps the audit log as it is"
 
 STATEMENTS = [
+    "CREATE INDEX posts_failed ON posts (created_at) WHERE status = 'failed'",
     'CREATE INDEX audit_log_group ON audit_log ("group", id) WHERE "group" IS NOT NULL',
     "CREATE INDEX audit_log_actor ON audit_log (actor, id) WHERE actor IS NOT NULL",
     'CREATE INDEX audit_log_user ON audit_log ("user", id) WHERE "user" IS NOT NULL',

@@ -1,55 +1,24 @@
-"""Users and the credentials that stand for them."""
+"""Users: signing up, logging in, and changing one's own account."""
 
 import asyncio
 import os
-import secrets
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
-from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
 
-from server import database
-from server.errors import (
-    EmailTaken,
-    Invalid,
-    InvalidField,
-    SessionRequired,
-    TokenExpired,
-    Unauthenticated,
-    WrongPassword,
-)
-from server.sealing import digests, passwords
+from server import audit, database
+from server.credentials import Caller, NewToken, check_session, end_all_but, open_session
+from server.errors import EmailTaken, Invalid, InvalidField, Unauthenticated, WrongPassword
+from server.sealing import passwords
 from server.settings import Settings
-
-SESSION_PREFIX = "sbs_"
 
 # Argon2id takes 64 MiB a run: as many at once as there are cores, the others wait their turn.
 _HASHING = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="argon2")
 
 # For the login of an unknown email, so that it does the same work as any other.
 _NOBODYS_PASSWORD = passwords.hash_of_nothing()
-
-
-class Caller(NamedTuple):
-    """Who is asking, and with which credential."""
-
-    user_id: UUID
-    name: str
-    email: str | None
-    is_admin: bool
-    created_at: datetime
-    credential_id: UUID
-    kind: str
-    """`session` or `api_key`."""
-
-
-class NewToken(NamedTuple):
-    token: str
-    """Shown once, never stored."""
-    expires: datetime
 
 
 def email_key(email: str) -> str:
@@ -98,7 +67,8 @@ async def sign_up(name: str, email: str, password: str, settings: Settings) -> t
         )
         if row is None:
             raise EmailTaken
-        return await _open_session(row, settings)
+        await audit.record("account.created", actor=row["id"], user=row["id"])
+        return await open_session(row, settings)
 
 
 async def log_in(email: str, password: str, settings: Settings) -> tuple[Caller, NewToken]:
@@ -119,75 +89,7 @@ async def log_in(email: str, password: str, settings: Settings) -> tuple[Caller,
         )
         if not still:
             raise Unauthenticated
-        return await _open_session(row, settings)
-
-
-async def _open_session(user: asyncpg.Record, settings: Settings) -> tuple[Caller, NewToken]:
-    """The user's row is locked by the caller, so that logins at once are counted one after the other."""
-    # The oldest sessions make room: who logs in again and again must never lock itself out.
-    await database.execute(
-        "DELETE FROM user_tokens WHERE id IN (SELECT id FROM user_tokens WHERE \"user\" = $1 AND kind = 'session'"
-        " AND revoked_at IS NULL ORDER BY created_at DESC, id DESC OFFSET $2)",
-        *(user["id"], settings.max_tokens_per_user - 1),
-    )
-    token = SESSION_PREFIX + secrets.token_urlsafe(32)
-    [(session_id, expires)] = await database.fetch(
-        'INSERT INTO user_tokens ("user", token_hash, kind, scopes, expires)'
-        " VALUES ($1, $2, 'session', '{}', now() + make_interval(days => $3)) RETURNING id, expires",
-        *(user["id"], digests.token_hash(token), settings.session_days),
-    )
-    return _caller(user, session_id, "session"), NewToken(token, expires)
-
-
-def _caller(user: asyncpg.Record, credential_id: UUID, kind: str) -> Caller:
-    return Caller(user["id"], user["name"], user["email"], user["is_admin"], user["created_at"], credential_id, kind)
-
-
-async def authenticate(token: str) -> Caller:
-    """Whose token this is. Raises Unauthenticated, or TokenExpired."""
-    row = await database.fetchrow(
-        "SELECT u.id AS user_id, u.name, u.email, u.is_admin, u.created_at, t.id AS credential_id, t.kind,"
-        ' t.expires <= now() AS has_expired FROM user_tokens t JOIN users u ON u.id = t."user"'
-        " WHERE t.token_hash = $1 AND t.revoked_at IS NULL AND u.disabled_at IS NULL",
-        digests.token_hash(token),
-    )
-    if row is None:
-        raise Unauthenticated
-    *caller, has_expired = row
-    if has_expired:
-        raise TokenExpired
-    return Caller(*caller)
-
-
-async def read_credential(credential_id: UUID) -> Caller | None:
-    """Who a credential that was checked before stands for, if it still does."""
-    row = await database.fetchrow(
-        "SELECT u.id AS user_id, u.name, u.email, u.is_admin, u.created_at, t.id AS credential_id, t.kind"
-        ' FROM user_tokens t JOIN users u ON u.id = t."user" WHERE t.id = $1 AND t.revoked_at IS NULL'
-        " AND u.disabled_at IS NULL AND (t.expires IS NULL OR t.expires > now())",
-        credential_id,
-    )
-    return Caller(*row) if row else None
-
-
-async def live_credentials(credential_ids: list[UUID]) -> set[UUID]:
-    """Those of the given credentials that still stand for somebody."""
-    rows = await database.fetch(
-        'SELECT t.id FROM user_tokens t JOIN users u ON u.id = t."user" WHERE t.id = ANY($1)'
-        " AND t.revoked_at IS NULL AND u.disabled_at IS NULL AND (t.expires IS NULL OR t.expires > now())",
-        credential_ids,
-    )
-    return {row["id"] for row in rows}
-
-
-def check_session(caller: Caller) -> None:
-    """Raises SessionRequired: an account is not changed with an API key."""
-    if caller.kind != "session":
-        raise SessionRequired
-
-
-async def log_out(credential_id: UUID) -> None:
-    await database.execute("UPDATE user_tokens SET revoked_at = now() WHERE id = $1", credential_id)
+        return await open_session(row, settings)
 
 
 async def update(
@@ -223,35 +125,25 @@ async def update(
         if row is None:
             # The password that was checked is none any more; the account may be gone with it.
             raise WrongPassword if old_hash else Unauthenticated
+        fields = [field for field, value in (("name", name), ("email", email)) if value is not None]
+        if fields:
+            await audit.record("account.changed", actor=caller.user_id, user=caller.user_id, fields=fields)
         if new_hash:
-            await database.execute(
-                'UPDATE user_tokens SET revoked_at = now() WHERE "user" = $1 AND id <> $2 AND revoked_at IS NULL',
-                *(caller.user_id, caller.credential_id),
-            )
-    return _caller(row, caller.credential_id, caller.kind)
+            await end_all_but(caller)
+            await audit.record("password.changed", actor=caller.user_id, user=caller.user_id)
+    changed = {name: row[name] for name in ("name", "email")}
+    return caller._replace(**changed)
 
 
 async def _check_current_password(user_id: UUID, password: str | None) -> str:
-    """The hash that it matches."""
     if password is None:
         raise Invalid(InvalidField("/current_password", "is needed to change email or password"))
+    return await matching_hash(user_id, password)
+
+
+async def matching_hash(user_id: UUID, password: str) -> str:
+    """The hash of the user's password, if it is this one. Raises WrongPassword."""
     hashed: str | None = await database.fetchval("SELECT password FROM users WHERE id = $1", user_id)
     if not hashed or not await _matches(hashed, password):
         raise WrongPassword
     return hashed
-
-
-async def expire_tokens() -> int:
-    """Drop tokens that ended over a month ago; until then they answer `token_expired`. How many went."""
-    tag = await database.execute(
-        "DELETE FROM user_tokens WHERE expires < now() - interval '30 days' OR revoked_at < now() - interval '30 days'"
-    )
-    return int(tag.split()[-1])
-
-
-async def grant_admin(email: str) -> UUID | None:
-    """The user with this email becomes an administrator; None if there is none."""
-    found: UUID | None = await database.fetchval(
-        "UPDATE users SET is_admin = TRUE WHERE email_key = $1 RETURNING id", email_key(email)
-    )
-    return found

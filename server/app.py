@@ -1,7 +1,6 @@
 """Wiring: what is served, with what, and how errors are answered."""
 
 import os
-import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -9,11 +8,31 @@ from litestar import Litestar, Router
 from litestar.datastructures import MutableScopeHeaders
 from litestar.types import Message, Scope
 
-from server import auth, bodies, database, jobs, openapi, problems
+from server import auth, bodies, dashboard_access, database, jobs, objects, openapi, problems
 from server import settings as settings_module
+from server.breaker import Breaker
 from server.channels import Hub
-from server.controllers import accounts, groups, keys, operations, posts, requests, sealed_posts, sockets
+from server.controllers import (
+    accounts,
+    administration,
+    attachments,
+    audit,
+    credentials,
+    groups,
+    keys,
+    metrics,
+    operations,
+    own_data,
+    posts,
+    requests,
+    sealed_posts,
+    sockets,
+    usage,
+)
+from server.issuer import open_issuer
 from server.limits import Limiter
+from server.quotas import Quotas
+from server.sealing import files
 from server.settings import Settings, SettingsError
 from server.sockets import Sockets
 
@@ -37,18 +56,32 @@ def create_app(settings: Settings | None = None) -> Litestar:
         route_handlers=[
             Router("/", before_request=bodies.check_query, route_handlers=accounts.PUBLIC),
             *operations.PUBLIC,
+            *metrics.PUBLIC,
+            *attachments.PUBLIC,
             *sockets.SOCKETS,
+            dashboard_access.router(settings),
             Router(
                 "/",
                 guards=[auth.require_caller],
                 before_request=bodies.check_query,
                 route_handlers=[
                     *accounts.AUTHENTICATED,
+                    *credentials.AUTHENTICATED,
                     *keys.AUTHENTICATED,
                     *groups.AUTHENTICATED,
                     *posts.AUTHENTICATED,
                     *sealed_posts.AUTHENTICATED,
                     *requests.AUTHENTICATED,
+                    *attachments.AUTHENTICATED,
+                    Router(
+                        "/",
+                        request_max_body_size=files.sealed_size(settings.max_attachment_bytes),
+                        route_handlers=attachments.UPLOADS,
+                    ),
+                    *audit.AUTHENTICATED,
+                    *own_data.AUTHENTICATED,
+                    *administration.AUTHENTICATED,
+                    *usage.AUTHENTICATED,
                 ],
             ),
         ],
@@ -56,6 +89,7 @@ def create_app(settings: Settings | None = None) -> Litestar:
         request_max_body_size=settings.max_body_bytes,
         type_decoders=[(bodies.is_body, bodies.make_body)],
         plugins=[bodies.BodySchema()],
+        middleware=[metrics.HTTP.middleware],
         openapi_config=openapi.config(settings),
         exception_handlers=problems.HANDLERS,
         before_send=[add_headers],
@@ -63,6 +97,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
         logging_config=None,
     )
     app.state.settings = settings
+    app.state.store = objects.open_store(settings)
+    app.state.issuer = open_issuer(settings)
     return app
 
 
@@ -74,7 +110,9 @@ async def run(app: Litestar) -> AsyncIterator[None]:
         await stack.enter_async_context(database.open_pool(str(settings.database_url), settings.database_pool_size))
         app.state.redis = await jobs.create_pool(str(settings.redis_url))
         stack.push_async_callback(app.state.redis.aclose, close_connection_pool=True)
-        app.state.limiter = Limiter(str(settings.redis_url), app.state.redis.connection_pool, settings)
+        breaker = Breaker()
+        app.state.limiter = Limiter(str(settings.redis_url), app.state.redis.connection_pool, settings, breaker)
+        app.state.quotas = await stack.enter_async_context(Quotas(app.state.redis, breaker, settings))
         app.state.hub = await stack.enter_async_context(Hub(app.state.redis))
         app.state.sockets = await stack.enter_async_context(Sockets(app.state.hub))
         yield
@@ -86,5 +124,7 @@ async def add_headers(message: Message, scope: Scope) -> None:
     headers = MutableScopeHeaders.from_message(message)
     for name, value in HEADERS.items():
         headers.setdefault(name, value)
-    headers["X-Request-Id"] = secrets.token_hex(8)
+    if scope["path"].startswith(dashboard_access.PATH):
+        headers.setdefault("Content-Security-Policy", POLICY)
+        return
     headers["Content-Security-Policy"] = openapi.POLICY if scope["path"].startswith(openapi.PATH) else POLICY

@@ -1,23 +1,42 @@
 """From a connection to who is asking."""
 
+import asyncio
+import logging
 import secrets
+from datetime import datetime
 from uuid import UUID
 
+import msgspec
+from litestar.app import Litestar
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 from redis.asyncio import Redis
 
-from server import accounts
-from server.accounts import Caller
+from server import bodies, credentials, database
+from server.credentials import API_KEY_PREFIX, READ, SESSION_PREFIX, Caller
 from server.errors import Unauthenticated
 from server.limits import Limiter
+from server.quotas import Quotas
 from server.sealing import digests
+
+logger = logging.getLogger(__name__)
 
 # Longer than any token of ours and than any JWT that a proxy would let through.
 MAX_TOKEN_CHARACTERS = 8192
 
 TICKET_SECONDS = 30
 _TICKET_KEY = "secureblogs:ticket:"
+
+# For `opt` of a handler that changes nothing, though its method is that of a change.
+NEEDS_READ = {"scope": READ}
+
+# For `security` of a handler that is not for every credential, in the words of the OpenAPI document; what a handler
+# refuses it refuses itself, by `credentials.check_session` and its like.
+SESSION: list[dict[str, list[str]]] = [{"session": []}]
+SESSION_OR_JWT: list[dict[str, list[str]]] = [{"session": []}, {"jwt": []}]
+
+# By API key, so that no key is noted twice at once; and a task needs somebody who holds it.
+_noting: dict[UUID, asyncio.Task[None]] = {}
 
 
 def bearer(authorization: str | None) -> str | None:
@@ -31,33 +50,87 @@ def bearer(authorization: str | None) -> str | None:
     return token
 
 
-async def require_caller(connection: ASGIConnection, _: BaseRouteHandler) -> None:  # type: ignore[type-arg]  # Litestar's own guards leave its four parameters open too
+async def authenticate(app: Litestar, token: str) -> Caller:
+    """Whose token this is: a JWT of the issuer, if there is one, or a session or API key of ours.
+
+    Raises Unauthenticated, or TokenExpired.
+    """
+    is_ours = token.startswith((SESSION_PREFIX, API_KEY_PREFIX))
+    if app.state.issuer is not None and not is_ours and token.count(".") == 2:
+        if not token.isascii() or len(token) > MAX_TOKEN_CHARACTERS:
+            raise Unauthenticated
+        return await credentials.recognize(app.state.issuer.verify(token), app.state.settings)
+    caller = await credentials.authenticate(token)
+    if caller.use_is_old and caller.credential_id and caller.credential_id not in _noting:
+        noting = asyncio.create_task(_note_use(caller.credential_id), name="last_used_at")
+        _noting[caller.credential_id] = noting
+    return caller
+
+
+async def _note_use(credential_id: UUID) -> None:
+    """Beside the answer, which waits for nothing of this and fails for nothing of this."""
+    try:
+        await credentials.note_use(credential_id)
+    except database.UNAVAILABLE as error:
+        logger.warning("the use of an API key is not noted", extra={"error": type(error).__name__})
+    finally:
+        del _noting[credential_id]
+
+
+async def require_caller(connection: ASGIConnection, handler: BaseRouteHandler) -> None:  # type: ignore[type-arg]  # Litestar's own guards leave its four parameters open too
     """A guard: it runs before the body is read, so who is nobody hears nothing but 401."""
     token = bearer(connection.headers.get("authorization"))
     if token is None:
         raise Unauthenticated
-    caller = await accounts.authenticate(token)
+    caller = await authenticate(connection.app, token)
     limiter: Limiter = connection.app.state.limiter
     await limiter.call(caller.user_id)
+    quotas: Quotas = connection.app.state.quotas
+    await quotas.take_request(caller.user_id, handler.opt)
     connection.scope["user"] = caller
+    if not bodies.takes_body(handler):
+        bodies.check_scope(connection, handler)
 
 
-async def sell_ticket(redis: Redis, caller: Caller) -> str:
+class Ticket(msgspec.Struct, array_like=True):
+    """What the buyer of a ticket came with: a session or an API key, or a JWT that ends at a time."""
+
+    credential_id: UUID | None
+    user_id: UUID
+    expires: datetime | None
+
+
+async def sell_ticket(redis: Redis, mac_key: bytes, caller: Caller) -> str:
     """A word that opens one WebSocket within 30 seconds, for browsers, which can't send the header."""
     ticket = secrets.token_urlsafe(32)
-    await redis.set(_ticket_key(ticket), str(caller.credential_id), ex=TICKET_SECONDS)
+    bought = msgspec.json.encode(Ticket(caller.credential_id, caller.user_id, caller.expires))
+    await redis.set(_ticket_key(ticket), _mac(mac_key, ticket, bought) + bought, ex=TICKET_SECONDS)
     return ticket
 
 
-async def take_ticket(redis: Redis, ticket: str) -> Caller:
+async def take_ticket(redis: Redis, mac_key: bytes, ticket: str) -> Caller:
     """Whoever takes it first is who bought it, as long as that credential lives. Raises Unauthenticated."""
     if len(ticket) > MAX_TOKEN_CHARACTERS:
         raise Unauthenticated
-    credential_id = await redis.getdel(_ticket_key(ticket))
-    caller = await accounts.read_credential(UUID(credential_id.decode())) if credential_id else None
+    stored: bytes = await redis.getdel(_ticket_key(ticket)) or b""
+    mac, bought = stored[: digests.HASH_BYTES], stored[digests.HASH_BYTES :]
+    if not digests.same(mac, _mac(mac_key, ticket, bought)):
+        raise Unauthenticated
+    caller = await _buyer(msgspec.json.decode(bought, type=Ticket))
     if caller is None:
         raise Unauthenticated
     return caller
+
+
+def _mac(mac_key: bytes, ticket: str, bought: bytes) -> bytes:
+    # Who writes to Redis can write no ticket, nor have one stand for somebody else.
+    return digests.request_mac(mac_key, b"secureblogs ticket 1\n" + digests.token_hash(ticket) + bought)
+
+
+async def _buyer(bought: Ticket) -> Caller | None:
+    if bought.credential_id is not None:
+        return await credentials.read_credential(bought.credential_id)
+    return await credentials.read_bearer(bought.user_id, bought.expires) if bought.expires else None
 
 
 def _ticket_key(ticket: str) -> str:

@@ -6,6 +6,7 @@ even know of the thing addressed must hear that first (404 or 403 before 422): o
 `read` asks the check that it was given.
 """
 
+import asyncio
 import re
 from collections import Counter
 from collections.abc import Coroutine
@@ -15,19 +16,27 @@ from uuid import UUID
 import litestar
 import msgspec
 from arq import ArqRedis
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler, HTTPRouteHandler
 from litestar.openapi.spec import Schema
 from litestar.plugins import OpenAPISchemaPlugin
 from litestar.typing import FieldDefinition
+from obstore.store import ObjectStore
 
-from server.accounts import Caller
+from server import credentials
 from server.channels import Hub
+from server.credentials import READ, WRITE, Caller
 from server.errors import Invalid, Malformed, NotFound
 from server.limits import Limiter
+from server.quotas import Quotas
 from server.sealing import encoding, strict_json
 from server.sealing import errors as sealing_errors
 from server.settings import Settings
+
+# At most a megabyte: whoever needs longer for it only holds a connection.
+BODY_TIMEOUT_S = 60
 
 
 class Base64(bytes):
@@ -54,6 +63,14 @@ class Request(litestar.Request[Caller, None, State]):
         return cast("Limiter", self.app.state.limiter)
 
     @property
+    def quotas(self) -> Quotas:
+        return cast("Quotas", self.app.state.quotas)
+
+    @property
+    def store(self) -> ObjectStore:
+        return cast("ObjectStore", self.app.state.store)
+
+    @property
     def mac_key(self) -> bytes:
         """The secret that tells a repeated request from another."""
         return cast("bytes", self.settings.request_mac_key)
@@ -68,9 +85,21 @@ class Request(litestar.Request[Caller, None, State]):
             raise HTTPException("The body must be application/json.", status_code=415)
         body = await self.body()
         try:
-            return strict_json.loads(body)
+            value = strict_json.loads(body)
         except sealing_errors.MalformedJSON:
             raise Malformed from None
+        check_scope(self, self.route_handler)
+        return value
+
+    async def body(self) -> bytes:
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await super().body()
+        except TimeoutError:
+            raise HTTPException("The body did not come in time.", status_code=408) from None
+        if not body and not needs_body(self.route_handler):
+            check_scope(self, self.route_handler)
+        return body
 
     def _is_json(self) -> bool:
         """So says the head of the request, or it says nothing."""
@@ -78,6 +107,29 @@ class Request(litestar.Request[Caller, None, State]):
         is_json = media_type == "application/json" and options.get("charset", "utf-8").lower() == "utf-8"
         is_plain = self.headers.get("content-encoding", "identity").lower() == "identity"
         return is_plain and (is_json or not self.headers.get("content-type"))
+
+
+def needs_body(handler: BaseRouteHandler) -> bool:
+    data = handler.parsed_fn_signature.parameters.get("data")
+    return data is not None and not data.has_default
+
+
+def takes_body(handler: BaseRouteHandler) -> bool:
+    return "data" in handler.parsed_fn_signature.parameters
+
+
+def needed_scope(handler: BaseRouteHandler) -> str:
+    """What an API key must be good for to make this call."""
+    reads = isinstance(handler, HTTPRouteHandler) and handler.http_methods <= {"GET", "HEAD", "OPTIONS"}
+    return str(handler.opt.get("scope", READ if reads else WRITE))
+
+
+def check_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Raises ScopeRequired. Where there is a body, this is asked once that is read: what is wrong with its form goes
+    before what one may not do."""
+    caller = connection.scope.get("user")
+    if caller is not None:
+        credentials.check_scope(caller, needed_scope(handler))
 
 
 T = TypeVar("T")

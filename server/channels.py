@@ -41,6 +41,8 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from server import metrics
+
 logger = logging.getLogger(__name__)
 
 PREFIX = "secureblogs:"
@@ -146,6 +148,7 @@ class Subscriber:
         # RECONNECTED has a place of its own: a reader that was just not too slow still has to hear of it.
         if item is not RECONNECTED and len(self._items) >= self._max_backlog:
             self.overflowed = True
+            metrics.events_dropped.inc(len(self._items) + 1)
             self._items.clear()
         else:
             self._items.append(item)

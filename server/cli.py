@@ -31,15 +31,27 @@ NO_ANSWER = "Postgres does not answer ({}); `secureblogs doctor` looks into it"
 # Where each verb of other rooms is, and what its help begins with.
 ELSEWHERE = {
     "worker": ("tasks.worker:command", "Seal what is pending, and sweep up."),
+    "jobs": ("server.dashboard_commands:list_jobs", "Show the workers' queues, and the jobs of a state."),
+    "workers": ("server.dashboard_commands:list_workers", "Show the living workers and what they have done."),
+    "dashboard-link": (
+        "server.dashboard_commands:print_link",
+        "Print an address that opens the dashboard for an administrator: once, and within a minute.",
+    ),
     "sign-up": ("client.cli:sign_up", "Make an account and be logged in to it."),
     "login": ("client.cli:login", "Log in."),
     "logout": ("client.cli:logout", "End the session."),
     "whoami": ("client.cli:whoami", "Show who is logged in, where, and until when."),
+    "account": ("client.cli:account", "Change your account, see what is stored about you, or delete it."),
+    "session": ("client.cli:session", "See where you are logged in, and end what you do not know."),
+    "api-key": ("client.cli:api_key", "Make, list and revoke credentials for programs."),
+    "ticket": ("client.cli:ticket", "Print a ticket that opens one WebSocket, as a page in a browser needs it."),
     "key": ("client.cli:key", "Make, link, list, verify and revoke keys."),
     "group": ("client.cli:group", "Make groups and say who is in them."),
     "post": ("client.cli:post", "Write, list, read and delete posts."),
+    "file": ("client.cli:file", "Send and fetch files, and make links to them for anybody."),
     "ask": ("client.cli:ask", "Ask to read POST, which was made before you joined."),
     "requests": ("client.cli:requests", "See and decide who asks to read."),
+    "usage": ("client.cli:usage", "Show what you did today and in the last 30 days, and what you may do a day."),
     "tail": ("client.cli:tail", "Follow what happens: who asks, what is decided, new posts."),
     "demo": (
         "client.cli:demo",
@@ -51,9 +63,9 @@ ELSEWHERE = {
     ),
 }
 PANELS = {
-    "Server": ["up", "api", "migrate", "doctor", "admin", "requeue", "secrets"],
-    "Worker": ["worker"],
-    "Client": [name for name in ELSEWHERE if name != "worker"],
+    "Server": ["up", "api", "migrate", "doctor", "admin", "audit", "requeue", "secrets", "dashboard-link"],
+    "Worker": ["worker", "jobs", "workers"],
+    "Client": [name for name, (place, _) in ELSEWHERE.items() if place.startswith("client.")],
 }
 
 
@@ -128,7 +140,7 @@ def up(reload: bool) -> None:
     from server.up import up as run
 
     settings = load_settings()
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     run(settings, os.environ, reload)
 
 
@@ -148,7 +160,7 @@ def api(host: str | None, port: int | None) -> None:
     settings = msgspec.structs.replace(
         settings, host=host or settings.host, port=port or settings.port, worker_private_keys=()
     )
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     server = make_server(settings)
     check_port(settings.host, settings.port)
     with contextlib.suppress(KeyboardInterrupt):
@@ -190,18 +202,106 @@ def doctor() -> None:
 
 @cli.group()
 def admin() -> None:
-    """Administrators of this server."""
+    """Administrators of this server, and the accounts that they shut. EMAIL_OR_ID names an account."""
 
 
 @admin.command()
-@click.argument("email")
-def grant(email: str) -> None:
-    """Make the account with this EMAIL an administrator."""
-    from server import accounts
+@click.argument("email_or_id")
+def grant(email_or_id: str) -> None:
+    """Make an account an administrator."""
+    from server import administration
 
-    if not asyncio.run(with_database(functools.partial(accounts.grant_admin, email))):
-        sys.exit(f"secureblogs: no account has the address {email}")
-    click.echo(f"{email} is an administrator.")
+    row = administer(administration.grant, email_or_id)
+    click.echo(f"{account_name(row)} is an administrator.")
+
+
+@admin.command()
+@click.argument("email_or_id")
+def revoke(email_or_id: str) -> None:
+    """Make an administrator an ordinary user. The last one may go too: `admin grant` makes another."""
+    from server import administration
+
+    row = administer(administration.revoke, email_or_id)
+    click.echo(f"{account_name(row)} is no administrator.")
+
+
+@admin.command("list")
+def list_admins() -> None:
+    """List the administrators."""
+    from server import administration
+
+    for row in asyncio.run(with_database(administration.list_admins)):
+        click.echo(f"{row['id']}  {account_name(row)}{'  (disabled)' if row['disabled_at'] else ''}")
+
+
+@admin.command()
+@click.argument("email_or_id")
+def disable(email_or_id: str) -> None:
+    """Shut an account: its tokens end for good, its WebSockets within seconds, and nothing is sealed to it any more."""
+    from server import administration
+
+    # Whoever sweeps announces what was cancelled.
+    row, _ = administer(administration.disable, email_or_id)
+    click.echo(f"{account_name(row)} is disabled.")
+
+
+@admin.command()
+@click.argument("email_or_id")
+def enable(email_or_id: str) -> None:
+    """Open an account again. Its user has to log in anew."""
+    from server import administration
+
+    row = administer(administration.enable, email_or_id)
+    click.echo(f"{account_name(row)} is enabled.")
+
+
+def administer(act: Callable[[UUID | None, UUID], Awaitable[Result]], email_or_id: str) -> Result:
+    from server import administration
+    from server.errors import UserNotFound
+
+    async def find_and_act() -> Result:
+        return await act(None, await administration.find(email_or_id))
+
+    try:
+        return asyncio.run(with_database(find_and_act))
+    except UserNotFound:
+        sys.exit(f"secureblogs: no account has the address or id {email_or_id}")
+
+
+def account_name(row: Any) -> str:
+    # A subject is whatever an issuer says, and a terminal obeys more than letters.
+    name = row["email"] or f"{row['subject']} of {row['issuer']}"
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+@cli.group("audit")
+def audit_log() -> None:
+    """The log of who did what."""
+
+
+@audit_log.command()
+@click.option("--head", "kept", metavar="POSITION:HASH", help="A head of before, which the log must still contain.")
+def verify(kept: str | None) -> None:
+    """Check that no entry of the audit log was changed, taken out or put in.
+
+    That the last ones were cut off shows only against a head that was kept elsewhere.
+    """
+    from server import audit
+
+    try:
+        head = audit.read_head(kept) if kept is not None else None
+    except ValueError:
+        raise click.UsageError("--head is what this verb printed before: POSITION:HASH") from None
+
+    async def place_and_verify() -> audit.Verdict:
+        await audit.place()
+        return await audit.verify(head)
+
+    verdict = asyncio.run(with_database(place_and_verify))
+    click.echo(f"{verdict.head.position} entries are as they were written.")
+    click.echo(f"Head: {verdict.head}")
+    if verdict.fault:
+        sys.exit(f"secureblogs: entry {verdict.fault.position} {verdict.fault.what}")
 
 
 @cli.command()

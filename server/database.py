@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
@@ -127,6 +127,21 @@ async def _close(pool: asyncpg.Pool) -> None:
             await pool.close()
     except TimeoutError:
         pool.terminate()
+
+
+class PoolUse(NamedTuple):
+    """Connections of this process' pool."""
+
+    limit: int
+    open: int
+    used: int
+
+
+def pool_use() -> PoolUse:
+    pool = ENGINE.pool
+    if pool is None:
+        return PoolUse(0, 0, 0)
+    return PoolUse(pool.get_max_size(), pool.get_size(), pool.get_size() - pool.get_idle_size())
 
 
 def transaction() -> Transaction:

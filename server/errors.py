@@ -56,7 +56,7 @@ class OwnRequest(Forbidden):
 
 class SessionRequired(Forbidden):
     code = "session_required"
-    detail = "This needs a session: log in with email and password."
+    detail = "This credential does not do for it: log in with email and password."
 
 
 class ScopeRequired(Forbidden):
@@ -121,6 +121,11 @@ class SessionNotFound(NotFound):
     detail = "There is no such session."
 
 
+class ApiKeyNotFound(NotFound):
+    code = "api_key_not_found"
+    detail = "There is no such API key."
+
+
 class Conflict(DomainError):
     """The request is good, but not in this state of things."""
 
@@ -135,7 +140,14 @@ class AlreadyMember(Conflict):
     detail = "This user is a member of the group."
 
 
+class OwnAccount(Conflict):
+    code = "own_account"
+    detail = "Nobody shuts the own account."
+
+
 class LastOwner(Conflict):
+    """`group_ids`, where several may be meant."""
+
     code = "last_owner"
     detail = "A group keeps at least one owner."
 
@@ -228,6 +240,42 @@ class RateLimited(DomainError):
     detail = "Too many requests."
 
 
+class QuotaExceeded(RateLimited):
+    code = "quota_exceeded"
+    detail = "The quota of the day is used up."
+
+
 class Unavailable(DomainError):
     code = "unavailable"
     detail = "The database is away for a moment; try again."
+
+
+class StoreAway(Unavailable):
+    detail = "The store of files is away for a moment; try again."
+
+
+class AttachmentInUse(Conflict):
+    code = "attachment_in_use"
+    detail = "This attachment belongs to a post."
+
+
+class LinkNotFound(NotFound):
+    code = "link_not_found"
+    detail = "There is no such link."
+
+
+class LinkGone(DomainError):
+    code = "link_gone"
+    detail = "This link has ended, or its file is gone."
+
+
+class FileTooLarge(DomainError):
+    code = "too_large"
+    detail = "The file is larger than this server takes."
+
+
+class RangeNotSatisfiable(DomainError):
+    """`size`, in bytes, is all there is."""
+
+    code = "range_not_satisfiable"
+    detail = "There is nothing in this range."

@@ -55,6 +55,11 @@ def event(kind: str, channels: Sequence[str], subject: UUID | None = None, **fie
     return Event(event_id, list(channels), write_frame(kind, event_id, **fields))
 
 
+def member_removed(group_id: UUID, user_id: UUID) -> Event:
+    channels = [group_channel(group_id), user_channel(user_id)]
+    return event("group.member_removed", channels, group_id=group_id, user_id=user_id)
+
+
 async def record(*events: Event) -> list[Event]:
     """Into the outbox, within the current transaction. The caller publishes them once it has committed."""
     if len(events) == 1:
@@ -77,6 +82,12 @@ async def unpublished(older_than_s: float, limit: int) -> list[Event]:
         limit,
     )
     return [Event(*row) for row in rows]
+
+
+async def backlog() -> int:
+    """How many events wait to be published."""
+    count: int = await database.fetchval("SELECT count(*) FROM outbox")
+    return count
 
 
 async def published(ids: Sequence[UUID]) -> None:

@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 import uuid_utils.compat
 
-from server import accounts, database, events, keys, requests
+from server import accounts, audit, database, events, keys, requests
 from server.errors import (
     AlreadyMember,
     GroupNotFound,
@@ -20,6 +20,7 @@ from server.errors import (
     LastOwner,
     MemberNotFound,
     NotOwner,
+    Unauthenticated,
     UserNotFound,
 )
 from server.events import Event
@@ -40,7 +41,8 @@ async def create(
     mac = digests.request_mac(mac_key, msgspec.json.encode(["group", creator_id, name]))
     group_id = group_id or uuid_utils.compat.uuid7()
     async with database.transaction():
-        await database.execute("SELECT 1 FROM users WHERE id = $1 FOR SHARE", creator_id)
+        if not await database.fetchval("SELECT TRUE FROM users WHERE id = $1 FOR SHARE", creator_id):
+            raise Unauthenticated
         new = await database.fetchval(
             "INSERT INTO user_groups (id, name, created_by, request_mac) SELECT $1, $2, $3, $4"
             " WHERE NOT EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1) ON CONFLICT (id) DO NOTHING RETURNING id",
@@ -53,6 +55,7 @@ async def create(
             'INSERT INTO user_group_association ("user", "group", role) VALUES ($1, $2, \'owner\')',
             *(creator_id, group_id),
         )
+        await audit.record("group.created", actor=creator_id, group=group_id)
         added = events.event(
             "group.member_added", [events.user_channel(creator_id)], group_id=group_id, user_id=creator_id
         )
@@ -130,6 +133,7 @@ async def rename(caller_id: UUID, group_id: UUID, name: str) -> asyncpg.Record:
         await _lock(caller_id, group_id)
         await check_owner(caller_id, group_id)
         await database.execute("UPDATE user_groups SET name = $2 WHERE id = $1", group_id, name)
+        await audit.record("group.renamed", actor=caller_id, group=group_id)
         return await read(caller_id, group_id)
 
 
@@ -140,6 +144,7 @@ async def delete(caller_id: UUID, group_id: UUID) -> list[Event]:
         await check_owner(caller_id, group_id)
         cancelled = await requests.cancel_of_group(group_id)
         await database.execute("DELETE FROM user_groups WHERE id = $1", group_id)
+        await audit.record("group.deleted", actor=caller_id, group=group_id)
         return await events.record(*cancelled)
 
 
@@ -186,6 +191,7 @@ async def add_member(
         if row is None:
             raise AlreadyMember
         await _check_room(found, group_id, settings)
+        await audit.record("member.added", actor=caller_id, group=group_id, user=found, role=role)
         added = events.event(
             "group.member_added",
             [events.group_channel(group_id), events.user_channel(found)],
@@ -240,6 +246,8 @@ async def change_role(caller_id: UUID, group_id: UUID, user_id: UUID, role: Role
         await database.execute(
             'UPDATE user_group_association SET role = $3 WHERE "group" = $1 AND "user" = $2', group_id, user_id, role
         )
+        if member["role"] != role:
+            await audit.record("member.role_changed", actor=caller_id, group=group_id, user=user_id, role=role)
         return await _member(group_id, user_id)
 
 
@@ -256,13 +264,9 @@ async def remove_member(caller_id: UUID, group_id: UUID, user_id: UUID) -> list[
         await database.execute(
             'DELETE FROM user_group_association WHERE "group" = $1 AND "user" = $2', group_id, user_id
         )
-        removed = events.event(
-            "group.member_removed",
-            [events.group_channel(group_id), events.user_channel(user_id)],
-            group_id=group_id,
-            user_id=user_id,
-        )
-        return await events.record(removed, *await requests.cancel_of_member(group_id, user_id))
+        await audit.record("member.removed", actor=caller_id, group=group_id, user=user_id)
+        cancelled = await requests.cancel_of_member(group_id, user_id)
+        return await events.record(events.member_removed(group_id, user_id), *cancelled)
 
 
 async def _check_not_last_owner(group_id: UUID) -> None:

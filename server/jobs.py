@@ -9,6 +9,9 @@ and is safe to repeat. The same round trip wakes a worker, which would otherwise
 """
 
 import asyncio
+import bisect
+import itertools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -27,7 +30,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from server import channels
+from server import channels, logs
 
 QUEUE_NAME: str = default_queue_name
 
@@ -107,10 +110,11 @@ async def enqueue_seal(redis: ArqRedis, post_id: UUID) -> None:
 
 
 async def enqueue_seals(redis: ArqRedis, post_ids: Sequence[UUID]) -> None:
-    """The same for many, however long it takes."""
+    """The same for many, however long it takes. The job takes the id of the request that it comes from along."""
+    request_id = [known] if (known := logs.request_id()) else []
     for start in range(0, len(post_ids), ENQUEUE_AT_ONCE):
         batch = post_ids[start : start + ENQUEUE_AT_ONCE]
-        await enqueue(redis, SEAL_POST, {seal_job_id(post_id): [str(post_id)] for post_id in batch})
+        await enqueue(redis, SEAL_POST, {seal_job_id(post_id): [str(post_id), *request_id] for post_id in batch})
 
 
 def seal_job_id(post_id: UUID) -> str:
@@ -181,6 +185,44 @@ async def look_up_seals(redis: ArqRedis, post_ids: Sequence[UUID]) -> dict[UUID,
         for post_id, (score, exists, left_ms) in zip(batch, zip(answers, answers, answers, strict=True), strict=True):
             found[post_id] = QueuedJob(score is not None and bool(exists), left_ms if left_ms >= 0 else None)
     return found
+
+
+async def queue_length(redis: ArqRedis) -> int:
+    """Jobs that wait or run. Raises one of channels.UNAVAILABLE."""
+    length: int = await redis.zcard(redis.default_queue_name)
+    return length
+
+
+SEALING_TIMES_KEY = "secureblogs:sealing_times"
+SEALING_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, math.inf)
+
+
+class SealingTimes(msgspec.Struct, frozen=True):
+    """How long posts took from their enqueuing until they were sealed, since Redis was last empty."""
+
+    counts: tuple[int, ...]
+    """One for each of SEALING_BOUNDS_S: those up to that bound and over the one before."""
+    sum_s: float
+
+    def cumulative(self) -> Iterable[tuple[str, int]]:
+        names = ("+Inf" if bound == math.inf else str(bound) for bound in SEALING_BOUNDS_S)
+        return zip(names, itertools.accumulate(self.counts), strict=True)
+
+
+async def note_sealing(redis: ArqRedis, seconds: float) -> None:
+    """Raises one of channels.UNAVAILABLE."""
+    bucket = bisect.bisect_left(SEALING_BOUNDS_S, seconds)
+    async with redis.pipeline(transaction=True) as pipeline:
+        pipeline.hincrby(SEALING_TIMES_KEY, str(bucket), 1)
+        pipeline.hincrbyfloat(SEALING_TIMES_KEY, "sum", seconds)
+        await pipeline.execute()
+
+
+async def sealing_times(redis: ArqRedis) -> SealingTimes:
+    """Raises one of channels.UNAVAILABLE."""
+    found: dict[bytes, bytes] = await redis.hgetall(SEALING_TIMES_KEY)  # type: ignore[misc]  # typed for both clients
+    counts = tuple(int(found.get(str(bucket).encode(), 0)) for bucket in range(len(SEALING_BOUNDS_S)))
+    return SealingTimes(counts, float(found.get(b"sum", 0)))
 
 
 async def release_seals(redis: ArqRedis, post_ids: Iterable[UUID]) -> None:

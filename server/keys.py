@@ -9,8 +9,8 @@ from uuid import UUID
 
 import asyncpg
 
-from server import database, events, requests
-from server.errors import BadProof, Invalid, InvalidKey, KeyNotFound, KeyTaken, UserNotFound
+from server import audit, database, events, requests
+from server.errors import BadProof, Invalid, InvalidKey, KeyNotFound, KeyTaken, Unauthenticated, UserNotFound
 from server.events import Event
 from server.lists import Page
 from server.sealing import errors as sealing_errors
@@ -29,13 +29,16 @@ class Endorsement(NamedTuple):
     signature: bytes
 
 
-async def _lock(user_id: UUID) -> None:
-    await database.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", user_id)
+async def lock(user_id: UUID) -> bool:
+    """The user's row, then all its groups, FOR UPDATE. Whether there is still such a user."""
+    if not await database.fetchval("SELECT TRUE FROM users WHERE id = $1 FOR UPDATE", user_id):
+        return False
     await database.execute(
         'SELECT 1 FROM user_groups WHERE id IN (SELECT "group" FROM user_group_association WHERE "user" = $1)'
         " ORDER BY id FOR UPDATE",
         user_id,
     )
+    return True
 
 
 async def enrol(
@@ -57,16 +60,18 @@ async def enrol(
     except sealing_errors.SealingError:
         raise BadProof(("/proof", "is not verify_key's signature over this user, public_key and verify_key")) from None
     async with database.transaction():
-        await _lock(user_id)
+        if not await lock(user_id):
+            raise Unauthenticated
         if endorsement:
             await _check_endorsement(user_id, public_key, verify_key, endorsement)
         taken, active = await _count(user_id, public_key)
         if not taken and active >= settings.max_keys_per_user:
             raise Invalid(("/public_key", f"is one too many: {settings.max_keys_per_user} keys may be active"))
         row = None if taken else await _insert(user_id, public_key, verify_key, proof, label, endorsement)
-    if row is None:
-        raise KeyTaken
-    return row
+        if row is None:
+            raise KeyTaken
+        await audit.record("key.enrolled", actor=user_id, user=user_id, key_id=row["id"])
+        return row
 
 
 async def _check_endorsement(user_id: UUID, public_key: bytes, verify_key: bytes, endorsement: Endorsement) -> None:
@@ -114,16 +119,20 @@ async def list_own(user_id: UUID, page: Page) -> list[asyncpg.Record]:
 async def revoke(user_id: UUID, key_id: UUID) -> list[Event]:
     """From this commit on nothing is sealed to the key and nothing that only it opens is served. Idempotent."""
     async with database.transaction():
-        await _lock(user_id)
-        known = await database.fetchval(
+        if not await lock(user_id):
+            raise Unauthenticated
+        revoked = await database.fetchval(
             # The time after the locks, not that of this transaction's begin: what the key signed or endorsed while this
             # was waiting for them came before.
-            "UPDATE user_keys SET is_revoked = TRUE, revoked_at = coalesce(revoked_at, clock_timestamp())"
-            ' WHERE id = $1 AND "user" = $2 RETURNING id',
+            "UPDATE user_keys SET is_revoked = TRUE, revoked_at = clock_timestamp()"
+            ' WHERE id = $1 AND "user" = $2 AND NOT is_revoked RETURNING id',
             *(key_id, user_id),
         )
-        if known is None:
-            raise KeyNotFound
+        if revoked is None:
+            if not await database.fetchval('SELECT TRUE FROM user_keys WHERE id = $1 AND "user" = $2', key_id, user_id):
+                raise KeyNotFound
+            return []
+        await audit.record("key.revoked", actor=user_id, user=user_id, key_id=key_id)
         return await events.record(*await requests.cancel_of_key(key_id))
 
 

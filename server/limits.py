@@ -1,7 +1,5 @@
 """Rate limits: counted in Redis across all processes, and in this process alone while Redis is away."""
 
-import asyncio
-import logging
 import math
 import time
 from typing import NamedTuple
@@ -13,16 +11,10 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
 from server import accounts
+from server.breaker import Breaker, RedisAway
 from server.errors import RateLimited
 from server.sealing import digests
 from server.settings import Settings
-
-logger = logging.getLogger(__name__)
-
-# While Redis is away it is asked again only so often: nobody waits for it in the meantime.
-RETRY_AFTER_S = 2.0
-# A Redis that hangs holds up no call for longer than this.
-ANSWER_TIMEOUT_S = 1.0
 
 
 class Limits(NamedTuple):
@@ -34,7 +26,7 @@ class Limits(NamedTuple):
 class Limiter:
     """Raises RateLimited once a limit is used up; never anything else."""
 
-    def __init__(self, redis_url: str, pool: ConnectionPool, settings: Settings) -> None:
+    def __init__(self, redis_url: str, pool: ConnectionPool, settings: Settings, breaker: Breaker) -> None:
         self.on = settings.rate_limits
         self.limits = Limits(
             RateLimitItemPerMinute(settings.login_rate_per_minute, namespace="login"),
@@ -49,7 +41,7 @@ class Limiter:
         )
         self._shared = SlidingWindowCounterRateLimiter(shared)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._redis_away_until = 0.0
+        self._breaker = breaker
 
     async def login(self, address: str, email: str) -> None:
         """Logins and sign-ups, per address and per email, of which Redis sees a hash alone."""
@@ -65,19 +57,13 @@ class Limiter:
     async def _take(self, limit: RateLimitItem, *whose: str) -> None:
         if not self.on:
             return
-        strategy = self._own
-        if time.monotonic() >= self._redis_away_until:
-            try:
-                async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                    if await self._shared.hit(limit, *whose):
-                        return
-                strategy = self._shared
-            except (RedisError, OSError) as error:
-                logger.warning(
-                    "Redis is away, rate limits count in this process", extra={"error": type(error).__name__}
-                )
-                self._redis_away_until = time.monotonic() + RETRY_AFTER_S
-        if strategy is self._own and await self._own.hit(limit, *whose):
+        strategy = self._shared
+        try:
+            is_free = await self._breaker.ask(lambda: self._shared.hit(limit, *whose))
+        except RedisAway:
+            strategy = self._own
+            is_free = await self._own.hit(limit, *whose)
+        if is_free:
             return
         raise RateLimited(
             name=limit.namespace,

@@ -1,27 +1,36 @@
-"""One way to log, for every process: lines of key=value on standard error.
+"""One way to log, for every process: structlog renders what `logging` is told, on standard error.
 
-    log.info("post sealed", extra={"post_id": post_id, "ms": 12.5})
-    time=2026-01-31T12:00:00.123Z level=info logger=tasks.seal message="post sealed" post_id=… ms=12.5
+    logger.info("worker started", extra={"queue": queue_name, "jobs": 10})
+
+`json` is one object a line, for machines; `console` is for people. While a request is answered, and while a job of its
+making runs, every line carries its `request_id`, which the answer has in `X-Request-Id`.
 
 No secret gets in. A request is logged by its path alone, for query strings carry tickets and tokens, and the path of
 a download is its token. Libraries that quote requests or frames are held at warnings whatever the level. Of an
 exception's message only the first line counts: below it Postgres quotes the row.
 """
 
-import json
 import logging
 import re
+import secrets
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
-from types import TracebackType
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from structlog.contextvars import bound_contextvars, get_contextvars
+from structlog.types import EventDict, Processor
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
+
+Format = Literal["auto", "console", "json"]
 
 access = logging.getLogger("server.access")
 
@@ -35,16 +44,20 @@ HELD_AT_WARNING = (
     "piccolo",
 )
 
-STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
-BARE = re.compile(r"[A-Za-z0-9_.:/@+…-]+")
 DOWNLOAD = re.compile(r"^/+download/.*", re.DOTALL)
 MAX_PATH_CHARACTERS = 200
 
 
-def configure(level: str) -> None:
-    """Send all logging of this process to standard error, from `level` (debug, info, warning, error) up."""
+def configure(level: str, form: Format = "auto") -> None:
+    """Send all logging of this process to standard error, from `level` (debug, info, warning, error) up.
+
+    `auto` is `console` on a terminal and `json` elsewhere.
+    """
+    is_terminal = sys.stderr.isatty()
+    if form == "auto":
+        form = "console" if is_terminal else "json"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(KeyValues())
+    handler.setFormatter(formatter(form, colors=is_terminal))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     for name in HELD_AT_WARNING:
@@ -54,41 +67,87 @@ def configure(level: str) -> None:
         logger.propagate = True
 
 
-class KeyValues(logging.Formatter):
-    """A record as one line, and below it, indented, the frames of its exception."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        pairs: dict[str, Any] = {
-            "time": f"{moment}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        pairs |= {name: value for name, value in record.__dict__.items() if name not in STANDARD}
-        frames = ""
-        if record.exc_info and record.exc_info[1] is not None:
-            pairs["error"] = describe(record.exc_info[1])
-            frames = "\n" + trace(record.exc_info[2])
-        return " ".join(f"{name}={quote(value)}" for name, value in pairs.items()) + frames.rstrip("\n")
-
-
-def describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def formatter(form: Literal["console", "json"], *, colors: bool = False) -> logging.Formatter:
+    """Records as lines; `colors` are for the console alone."""
+    last: list[Processor]
+    if form == "json":
+        last = [structlog.processors.EventRenamer("message"), structlog.processors.JSONRenderer(write_json)]
+    else:
+        last = [quote_unprintable, structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="time", sort_keys=False)]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            add_time,
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.contextvars.merge_contextvars,
+            tell_error,
+            structlog.stdlib.ExtraAdder(),
+        ],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+    )
 
 
-def trace(frames: TracebackType | None) -> str:
-    return "".join(traceback.format_tb(frames))
+def add_time(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """When it was logged, not when it is written."""
+    record: logging.LogRecord = event["_record"]
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return {"time": f"{moment}.{int(record.msecs):03d}Z", **event}
 
 
-def quote(value: object) -> str:
-    """The value as one word; anything odd as a JSON string, so that no line can be forged."""
-    text = str(value)
-    return text if BARE.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())
+def tell_error(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """An exception by its type, the first line of its message, and where it came through."""
+    record: logging.LogRecord = event["_record"]
+    if record.exc_info and record.exc_info[1] is not None:
+        error = record.exc_info[1]
+        event["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        event["frames"] = frames(error)
+    # What else would be appended, message and all.
+    for name in ("exc_info", "exc_text", "stack_info"):
+        setattr(record, name, None)
+        event.pop(name, None)
+    return event
+
+
+def frames(error: BaseException) -> str:
+    """The last eight places that it came through, the innermost first."""
+    places = traceback.extract_tb(error.__traceback__)[-8:]
+    return " < ".join(f"{place.filename}:{place.lineno}" for place in reversed(places))
+
+
+def write_json(event: EventDict, **_: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=str).decode()
+
+
+def quote_unprintable(_logger: object, _method: str, event: EventDict) -> EventDict:
+    """For the console: no value forges a line, or drives a terminal. JSON quotes by itself."""
+    for name, value in event.items():
+        if name.startswith("_"):
+            continue
+        text = value if isinstance(value, str) else str(value)
+        event[name] = text if text.isprintable() else repr(text)
+    return event
+
+
+@contextmanager
+def of_request(request_id: str | None) -> Iterator[None]:
+    """What is logged within belongs to this request."""
+    if request_id is None:
+        yield
+        return
+    with bound_contextvars(request_id=request_id):
+        yield
+
+
+def request_id() -> str | None:
+    """Of the request that is being answered, or whose job is being done."""
+    return get_contextvars().get("request_id")
 
 
 class AccessLog:
-    """ASGI middleware: one line for each request, and one for each WebSocket when it ends. Health checks at debug."""
+    """ASGI middleware: gives each request its id, and `X-Request-Id` to the answer.
+
+    It logs one line for each request, and one for each WebSocket when it ends; health checks and metrics at debug.
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -99,9 +158,12 @@ class AccessLog:
             return
         started = time.perf_counter()
         facts: dict[str, Any] = {"status": None}
+        own_id = secrets.token_hex(8)
 
         async def watched_send(message: Message) -> None:
             note(facts, message)
+            if message["type"] in {"http.response.start", "websocket.accept"}:
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id.encode())]
             await send(message)
 
         async def watched_receive() -> Message:
@@ -109,11 +171,12 @@ class AccessLog:
             note(facts, message)
             return message
 
-        try:
-            await self.app(scope, watched_receive, watched_send)
-        finally:
-            facts["ms"] = round((time.perf_counter() - started) * 1000, 1)
-            log_access(scope, facts)
+        with of_request(own_id):
+            try:
+                await self.app(scope, watched_receive, watched_send)
+            finally:
+                facts["ms"] = round((time.perf_counter() - started) * 1000, 1)
+                log_access(scope, facts)
 
 
 def note(facts: dict[str, Any], message: Message) -> None:
@@ -121,9 +184,6 @@ def note(facts: dict[str, Any], message: Message) -> None:
     match message["type"]:
         case "http.response.start":
             facts["status"] = message["status"]
-            for name, value in message.get("headers", ()):
-                if name.lower() == b"x-request-id":
-                    facts["request_id"] = value.decode("latin-1")
         case "websocket.close" | "websocket.disconnect":
             facts["status"] = facts["status"] or message.get("code", 1005)
 
@@ -131,6 +191,6 @@ def note(facts: dict[str, Any], message: Message) -> None:
 def log_access(scope: Message, facts: dict[str, Any]) -> None:
     path = DOWNLOAD.sub("/download/…", scope["path"])[:MAX_PATH_CHARACTERS]
     client = scope.get("client") or ("-",)
-    level = logging.DEBUG if path.startswith("/health/") else logging.INFO
+    level = logging.DEBUG if path.startswith(("/health/", "/metrics")) else logging.INFO
     method = scope.get("method", "WEBSOCKET")
     access.log(level, "request", extra={"method": method, "path": path, "client": client[0], **facts})

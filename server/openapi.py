@@ -46,18 +46,42 @@ later asks, and the author decides.
 * Errors are RFC 9457 problem details; switch on `code`.
 * What is not yours to know answers 404, the same as what is not there.
 * `POST /posts` and `/groups` take an `id` (UUIDv7) of your own, which makes them safe to repeat.
+* Send a session's token, an API key or a JWT of the configured issuer as `Authorization: Bearer …`. An API key makes
+  calls that read only with the scope `read`, others only with `write`.
 * Events come over the WebSocket `/ws/post_request`, with the `Authorization` header or `?ticket=`.
 """
 
 TAGS = [
     Tag("Accounts", "Sign up, log in, log out."),
+    Tag("Credentials", "Sessions, which people have, and API keys, which programs have."),
     Tag("Keys", "The public keys that posts are sealed to. Private keys never leave their owner."),
     Tag("Groups", "Groups and their members."),
     Tag("Posts", "Encrypted posts, and the keys to them."),
+    Tag("Attachments", "Sealed files, and links to them."),
     Tag("Read requests", "Asking for a post that was sealed before one joined, and deciding."),
+    Tag("Audit", "Who did what: ids and fixed words, in a log that is only ever added to."),
+    Tag("Administration", "For administrators: accounts, and the whole audit log. They read no posts by it."),
+    Tag("Dashboard", "For administrators: the workers' queues and jobs. Browsers come in by a link; see the README."),
     Tag("WebSocket", "Hearing of things at once."),
     Tag("Operations", "For those who run the server."),
 ]
+
+
+# Bearer tokens all of them. A call without a list of its own takes any of these.
+SCHEMES = {
+    "session": ("sbs_…", "A session's token, from `POST /login` or `POST /sign-up`."),
+    "api_key": (
+        "sbk_…",
+        "An API key, from `POST /api-keys`. With the scope `read` it makes calls of GET and HEAD, buys tickets and"
+        " opens WebSockets; with `write` it makes all other calls.",
+    ),
+    "jwt": (
+        "JWT",
+        "A JWT of the issuer that `JWT_ISSUER` names, such as Supabase. Its first one makes the user; nothing in it but"
+        " `iss`, `sub`, and at first sight `name` and `email`, is used.",
+    ),
+}
+OTHER_SCHEMES = {"metrics": ("METRICS_TOKEN", "The token of the setting `METRICS_TOKEN`.")}
 
 
 class FieldProblem(msgspec.Struct):
@@ -77,11 +101,26 @@ class Problem(msgspec.Struct, omit_defaults=True):
     errors: list[FieldProblem] | None = None
 
 
+# The body of an upload is read as it comes, so Litestar does not know of it.
+FILES = {"application/octet-stream"}
+FILE: dict[str, Any] = {
+    "required": True,
+    "description": "The file itself, or with `sealed=true` the stream that the client has sealed",
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
+FILE_NAME = {
+    "name": "X-Filename",
+    "in": "header",
+    "description": "The name of the file as RFC 8187 has it; needed unless `sealed=true`",
+    "schema": {"type": "string", "examples": ["UTF-8''na%C3%AFve.txt"]},
+}
+
+
 def sample(size: int) -> str:
     return base64.b64encode(bytes(position % 256 for position in range(size))).decode()
 
 
-TIMES = {"created_at", "sealed_at", "decided_at", "revoked_at", "expires"}
+TIMES = {"created_at", "sealed_at", "decided_at", "revoked_at", "last_used_at", "disabled_at", "at", "expires"}
 
 USER_ID = "019c14a5-1f00-7c3d-8e21-6b9f0d4c2a11"
 
@@ -101,6 +140,8 @@ EXAMPLES: dict[str, Any] = {
     "token": "sbs_6yK0Xw3mVb8uQfR1sT5aZcD9eGhJ2kLnP4oIqWrYxM7",
     "ticket": "h2Vt5N0cLq8sXyB1rKf7uZa3dGj9mPwE4oQiT6vRkC0",
     "expires_in": 30,
+    "scopes": ["read", "write"],
+    "date": "2026-01-31",
     "label": "laptop",
     "fingerprint": "21b9 a9ff 0c3e 5d71 88aa 4be2 90f6 13c7 d05e 6a2b",
     "proof": sample(64),
@@ -110,6 +151,7 @@ EXAMPLES: dict[str, Any] = {
     "signature": sample(64),
 }
 SEALED = {"status": "sealed", "access": "readable", "signature": None, "signing_key_id": None}
+API_KEY = {"expires": None, "revoked_at": None}
 # By schema, where a name alone does not tell.
 OWN_EXAMPLES: dict[str, dict[str, Any]] = {
     "GroupIn": {"name": "Friends"},
@@ -120,6 +162,14 @@ OWN_EXAMPLES: dict[str, dict[str, Any]] = {
     "PostOut": SEALED,
     "ReadRequestOut": {"decided_at": None, "decided_by": None},
     "KeyOut": {"revoked_at": None},
+    "ApiKeyIn": {"expires": None},
+    "ApiKeyOut": API_KEY,
+    "NewApiKeyOut": API_KEY | {"last_used_at": None, "token": "sbk_6yK0Xw3mVb8uQfR1sT5aZcD9eGhJ2kLnP4oIqWrYxM7"},
+    "SessionOut": {"is_current": True},
+    "AuditEntryOut": {"ids": {"role": "member"}},
+    "UserAccountOut": dict.fromkeys(("issuer", "subject", "claimed_email", "disabled_at")),
+    "DeletionIn": {"password": "what only I know", "confirm": None},
+    "ExportLine": {"type": "user"},
     "Live": {"status": "live"},
     "Readiness": {"status": "ready"} | dict.fromkeys(("postgres", "migrations", "redis", "channels", "worker"), "ok"),
     "Problem": {
@@ -139,20 +189,19 @@ def config(settings: Settings) -> OpenAPIConfig:
         version=version("secureblogs"),
         description=DESCRIPTION.strip(),
         use_handler_docstrings=True,
-        servers=[Server(url=settings.public_url)],
+        servers=[Server(url=settings.public_url + settings.root_path)],
         tags=TAGS,
-        security=[{"bearer": []}],
+        security=[{name: []} for name in SCHEMES],
         components=Components(
             security_schemes={
-                "bearer": SecurityScheme(
-                    type="http", scheme="bearer", description="A session token (`sbs_…`) from `POST /login`"
-                )
+                name: SecurityScheme(type="http", scheme="bearer", bearer_format=form, description=text)
+                for name, (form, text) in (SCHEMES | OTHER_SCHEMES).items()
             }
         ),
         openapi_router=Router(PATH, route_handlers=[], include_in_schema=False, after_request=refuse_absent),
         render_plugins=[
-            File("/", "text/html", PAGE.encode()),
-            File("/page.js", "text/javascript", SCRIPT.encode()),
+            File("/", "text/html", page(settings.root_path).encode()),
+            File("/page.js", "text/javascript", script(settings.root_path).encode()),
             *(File(f"/{name}", kind, (ASSETS_DIRECTORY / name).read_bytes()) for name, kind in ASSETS.items()),
             Json(path="/openapi.json", media_type="application/json"),  # type: ignore[arg-type]  # one may name any
             Yaml(path="/openapi.yaml", media_type="application/yaml"),  # type: ignore[arg-type]  # as above
@@ -192,21 +241,27 @@ class File(OpenAPIRenderPlugin):
         return self._content
 
 
-PAGE = f"""<!DOCTYPE html>
+def page(root_path: str) -> str:
+    path = root_path + PATH
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>secureblogs</title>
-<link rel="icon" href="{PATH}/favicon-32x32.png">
-<link rel="stylesheet" href="{PATH}/swagger-ui.css">
-<script src="{PATH}/swagger-ui-bundle.js" defer></script>
-<script src="{PATH}/page.js" defer></script>
+<link rel="icon" href="{path}/favicon-32x32.png">
+<link rel="stylesheet" href="{path}/swagger-ui.css">
+<script src="{path}/swagger-ui-bundle.js" defer></script>
+<script src="{path}/page.js" defer></script>
 </head>
 <body><div id="page"></div></body>
 </html>
 """
-SCRIPT = f'SwaggerUIBundle({{dom_id: "#page", url: "{PATH}/openapi.json", deepLinking: true, validatorUrl: null}})\n'
+
+
+def script(root_path: str) -> str:
+    url = f"{root_path}{PATH}/openapi.json"
+    return f'SwaggerUIBundle({{dom_id: "#page", url: "{url}", deepLinking: true, validatorUrl: null}})\n'
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:
@@ -225,10 +280,11 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 
 def describe(operation: dict[str, Any]) -> dict[str, Any]:
     """Every operation is described, and its errors are problems."""
-    responses = {status: answer for status, answer in operation["responses"].items() if status != "400"}
-    for status, answer in responses.items():
-        if answer["description"] == HTTPStatus(int(status)).description:
-            responses[status] = answer | {"description": HTTPStatus(int(status)).phrase}
+    responses = {
+        status: describe_answer(status, answer) for status, answer in operation["responses"].items() if status != "400"
+    }
+    if operation["operationId"] == "uploadAttachment":
+        operation = operation | {"requestBody": FILE, "parameters": [*operation["parameters"], FILE_NAME]}
     if "204" in responses:
         responses["204"] = {"description": "Done"}
     responses["default"] = {
@@ -238,7 +294,17 @@ def describe(operation: dict[str, Any]) -> dict[str, Any]:
     return {"description": f"{operation['summary']}."} | operation | {"responses": responses}
 
 
+def describe_answer(status: str, answer: dict[str, Any]) -> dict[str, Any]:
+    if FILES & answer.get("content", {}).keys():
+        answer = answer | {"content": FILE["content"]}
+    if answer["description"] == HTTPStatus(int(status)).description:
+        answer = answer | {"description": HTTPStatus(int(status)).phrase}
+    return answer
+
+
 def describe_fields(schema: dict[str, Any]) -> dict[str, Any]:
+    if "enum" in schema:
+        return {name: value for name, value in schema.items() if name != "default"}  # of one parameter, not of all
     fields = schema["properties"]
     return schema | {
         "properties": fields | {name: with_format(fields[name], "date-time") for name in fields.keys() & TIMES}
@@ -251,8 +317,10 @@ def with_format(field: dict[str, Any], text_format: str) -> dict[str, Any]:
     return field | {"format": text_format} if field.get("type") == "string" else field
 
 
-def example(name: str, schemas: dict[str, Any]) -> dict[str, Any]:
-    """An object as the schema of this name has it."""
+def example(name: str, schemas: dict[str, Any]) -> Any:
+    """An object as the schema of this name has it, or one of its words."""
+    if "enum" in schemas[name]:
+        return schemas[name]["enum"][0]
     own = OWN_EXAMPLES.get(name, {})
     fields = schemas[name]["properties"].items()
     return {field: own[field] if field in own else value(field, schema, schemas) for field, schema in fields}
@@ -271,8 +339,10 @@ def value(field: str, schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
             found = value(field, kind, schemas)
         case {"type": "array", "items": kind}:
             found = [value(field, kind, schemas)] if "$ref" in kind else []
+        case {"type": "string", "format": "date-time"}:
+            found = EXAMPLES["at"]
         case {"type": "string"}:
             found = sample(32) if "contentEncoding" in schema else EXAMPLES["id"] if "format" in schema else "text"
         case _:
-            found = {"boolean": False, "integer": 1}[schema["type"]]
+            found = {"boolean": False, "integer": 1, "number": 1.5}[schema["type"]]
     return found

@@ -6,17 +6,17 @@
 What is acknowledged is in Postgres, as a draft or sealed, and nothing in between is ever visible.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
 import msgspec
 import uuid_utils.compat
 
-from server import database, events, requests
+from server import attachments, audit, database, events, requests
 from server.errors import (
-    AttachmentNotFound,
     GroupNotFound,
     IdTaken,
     Invalid,
@@ -32,6 +32,7 @@ from server.requests import SEALED_KEY_BYTES, holds
 from server.sealing import digests, drafts
 from server.sealing import errors as sealing_errors
 from server.sealing import posts as sealing_posts
+from server.sealing.texts import Attachment
 
 Failure = Literal["draft_unreadable", "draft_mismatch", "no_recipients"]
 
@@ -113,11 +114,13 @@ async def publish(
 ) -> tuple[asyncpg.Record, bool]:
     """Accept a post for the workers to seal; the post, and whether it is new.
 
-    Only the draft, sealed to the workers, is stored. Raises GroupNotFound, AttachmentNotFound, IdTaken, NoRecipients.
+    Only the draft, sealed to the workers, is stored. Raises GroupNotFound, AttachmentNotFound, Invalid, IdTaken,
+    AttachmentInUse, NoRecipients.
     """
-    if attachment_ids:
+    if len(set(attachment_ids)) < len(attachment_ids):
         await check_member(author_id, group_id)
-        raise AttachmentNotFound
+        await attachments.check_own(author_id, attachment_ids)
+        raise Invalid(("/attachments", "name one twice"))
     mac = digests.request_mac(
         mac_key, msgspec.json.encode(["post", author_id, group_id, title, content, list(attachment_ids)])
     )
@@ -136,8 +139,11 @@ async def publish(
         if new is None:
             if not await is_repeated(ids, mac):
                 raise IdTaken
-        elif not await _has_recipients(group_id):
-            raise NoRecipients
+        else:
+            await attachments.attach(author_id, ids.post, attachment_ids, "server")
+            if not await _has_recipients(group_id):
+                raise NoRecipients
+            await audit.record("post.created", actor=author_id, group=group_id, post_id=ids.post, sealed_by="server")
         return await read(author_id, ids.post), new is not None
 
 
@@ -147,6 +153,14 @@ async def is_repeated(ids: sealing_posts.PostIds, mac: bytes) -> bool:
         "SELECT request_mac = $2 FROM posts WHERE id = $1 AND author = $3", ids.post, mac, ids.author
     )
     return bool(same)
+
+
+async def is_known(post_id: UUID | None) -> bool:
+    """Whether there is or was a post of this id, so that no new one can be made with it."""
+    known = await database.fetchval(
+        "SELECT EXISTS (SELECT 1 FROM posts WHERE id = $1) OR EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1)", post_id
+    )
+    return bool(known)
 
 
 async def _has_recipients(group_id: UUID) -> bool:
@@ -199,19 +213,23 @@ async def requeue(caller_id: UUID, post_id: UUID) -> tuple[asyncpg.Record, bool]
         post = await _lock_post(caller_id, post_id)
         if post["author"] != caller_id:
             raise NotAuthor
-        await database.execute(
-            "UPDATE posts SET status = 'pending', failure = NULL WHERE id = $1 AND status = 'failed'", post_id
+        if post["status"] != "failed":
+            return await read(caller_id, post_id), False
+        await database.execute("UPDATE posts SET status = 'pending', failure = NULL WHERE id = $1", post_id)
+        await audit.record("post.requeued", actor=caller_id, group=post["group"], post_id=post_id)
+        return await read(caller_id, post_id), True
+
+
+async def requeue_failed(post_ids: Sequence[UUID] | None, actor: UUID | None = None) -> list[UUID]:
+    """All failed posts, or those of the given ones that are, are pending again. No `actor`: somebody at the machine."""
+    async with database.transaction():
+        rows = await database.fetch(
+            "UPDATE posts SET status = 'pending', failure = NULL"
+            " WHERE status = 'failed' AND ($1::uuid[] IS NULL OR id = ANY($1)) RETURNING id, \"group\"",
+            list(post_ids) if post_ids is not None else None,
         )
-        return await read(caller_id, post_id), post["status"] == "failed"
-
-
-async def requeue_failed(post_ids: Sequence[UUID] | None) -> list[UUID]:
-    """All failed posts, or those of the given ones that are, are pending again."""
-    rows = await database.fetch(
-        "UPDATE posts SET status = 'pending', failure = NULL"
-        " WHERE status = 'failed' AND ($1::uuid[] IS NULL OR id = ANY($1)) RETURNING id",
-        list(post_ids) if post_ids is not None else None,
-    )
+        for row in rows:
+            await audit.record("post.requeued", actor=actor, group=row["group"], post_id=row["id"])
     return [row["id"] for row in rows]
 
 
@@ -223,13 +241,13 @@ async def delete(caller_id: UUID, post_id: UUID) -> list[Event]:
             raise NotAuthor
         cancelled = await requests.cancel_of_post(post_id)
         await database.execute("DELETE FROM posts WHERE id = $1", post_id)
-        deleted = events.event(
-            "post.deleted",
-            [events.group_channel(post["group"])],
-            post_id,
-            **_frame_fields(post_id, post["group"], post["author"]),
-        )
-        return await events.record(*cancelled, deleted)
+        await audit.record("post.deleted", actor=caller_id, group=post["group"], user=post["author"], post_id=post_id)
+        return await events.record(*cancelled, deleted_event(post_id, post["group"], post["author"]))
+
+
+def deleted_event(post_id: UUID, group_id: UUID, author_id: UUID) -> Event:
+    fields = _frame_fields(post_id, group_id, author_id)
+    return events.event("post.deleted", [events.group_channel(group_id)], post_id, **fields)
 
 
 def _frame_fields(post_id: UUID, group_id: UUID, author_id: UUID) -> dict[str, UUID]:
@@ -288,12 +306,17 @@ async def add_own_keys(caller_id: UUID, post_id: UUID, sealed_keys: Sequence[Own
         await _check_own_keys(caller_id, sealed_keys)
         if post["status"] != "sealed":
             raise NotSealed
-        await database.execute(
+        added = await database.fetch(
             "INSERT INTO post_keys (post, public_key, encrypted_key, granted_by)"
             " SELECT $1, k.id, k.sealed, $2 FROM unnest($3::uuid[], $4::bytea[]) AS k (id, sealed)"
-            " ON CONFLICT DO NOTHING",
+            " ON CONFLICT DO NOTHING RETURNING public_key",
             *(post_id, caller_id, [key.public_key_id for key in sealed_keys], [key.sealed_key for key in sealed_keys]),
         )
+        if added:
+            key_ids = [row["public_key"] for row in added]
+            await audit.record(
+                "post.keys_added", actor=caller_id, group=post["group"], post_id=post_id, key_ids=key_ids
+            )
         return await read(caller_id, post_id)
 
 
@@ -333,6 +356,7 @@ async def seal(post_id: UUID, worker_private_keys: Sequence[bytes], seal_many: S
         ids = sealing_posts.PostIds(post["id"], post["group"], post["author"])
         try:
             draft = drafts.open_draft(ids, post["draft"], worker_private_keys)
+            files = await _open_files(ids, draft.attachments, worker_private_keys)
         except sealing_errors.DraftMismatch:
             return await _fail(ids, "draft_mismatch")
         except sealing_errors.DraftUnreadable:
@@ -347,8 +371,24 @@ async def seal(post_id: UUID, worker_private_keys: Sequence[bytes], seal_many: S
         await _skip(key_id for key_id, sealed_key in sealed.items() if sealed_key is None)
         if not any(sealed.values()):
             return await _fail(ids, "no_recipients")
-        await _store(sealing_posts.seal_post(ids, draft.title, draft.content, [], post_key), ids, sealed)
+        await _store(sealing_posts.seal_post(ids, draft.title, draft.content, files, post_key), ids, sealed)
+        await attachments.erase_drafts(ids.post)
         return await events.record(sealed_event(ids))
+
+
+async def _open_files(
+    ids: sealing_posts.PostIds, attachment_ids: Sequence[UUID], worker_private_keys: Sequence[bytes]
+) -> list[Attachment]:
+    """What the post's document says of its files. Raises DraftMismatch, DraftUnreadable."""
+    if not attachment_ids:
+        return []
+    found = await attachments.drafts_of(ids.post, attachment_ids)
+    if len(found) < len(attachment_ids):
+        raise sealing_errors.DraftUnreadable
+    return [
+        drafts.open_file_draft(attachment_id, ids.author, found[attachment_id], worker_private_keys)
+        for attachment_id in attachment_ids
+    ]
 
 
 def _lock_number(post_id: UUID) -> int:
@@ -436,3 +476,62 @@ async def unlocked(post_ids: Sequence[UUID]) -> set[UUID]:
         list(numbers),
     )
     return {numbers[row["n"]] for row in rows}
+
+
+class Statistics(NamedTuple):
+    pending: int
+    failed: int
+    sealed: int
+    """An estimate where there are more than 100,000 posts."""
+    oldest_pending_s: float
+
+
+async def statistics() -> Statistics:
+    """Of all posts, for those who run the server; quick whatever their number."""
+    row = await database.fetchrow(
+        "SELECT (SELECT count(*) FROM posts WHERE status = 'pending') AS pending,"
+        " (SELECT count(*) FROM posts WHERE status = 'failed') AS failed,"
+        " (SELECT reltuples::bigint FROM pg_class WHERE oid = 'posts'::regclass) AS estimate,"
+        " (SELECT count(*) FROM (SELECT FROM posts WHERE status = 'sealed' LIMIT 100001) few) AS sealed,"
+        " (SELECT extract(epoch FROM now() - min(created_at))::float8 FROM posts WHERE status = 'pending') AS oldest_s"
+    )
+    if row is None:
+        raise OSError("Postgres answered with nothing")
+    counted = row["sealed"] <= 100_000
+    sealed = row["sealed"] if counted else max(row["estimate"] - row["pending"] - row["failed"], row["sealed"])
+    return Statistics(row["pending"], row["failed"], sealed, row["oldest_s"] or 0.0)
+
+
+class Work(NamedTuple):
+    """What the queue is for, in figures for those who run the server."""
+
+    keys_sealed: int
+    """Of those due."""
+    keys_due: int
+    """To the members of today, each with the keys of then, for the newest posts of the last hour; at most
+    MAX_KEYS_COUNTED."""
+    requests_waiting: int
+
+
+POSTS_COUNTED = 20
+MAX_KEYS_COUNTED = 100_000
+
+
+async def work() -> Work:
+    # Ids rise with time, so the newest are found without an index of their own.
+    an_hour_ago = UUID(int=int((time.time() - 3600) * 1000) << 80)
+    row = await database.fetchrow(
+        "WITH recent AS (SELECT id, \"group\", created_at FROM posts WHERE id > $1 AND status IN ('pending', 'sealed')"
+        " AND sealed_by = 'server' ORDER BY id DESC LIMIT $2),"
+        " due AS (SELECT r.id AS post, k.id AS key FROM recent r"
+        ' JOIN user_group_association m ON m."group" = r."group" AND m.created_at <= r.created_at'
+        ' JOIN user_keys k ON k."user" = m."user" AND k.created_at <= r.created_at'
+        " WHERE NOT k.is_revoked AND k.unusable_at IS NULL LIMIT $3)"
+        " SELECT (SELECT count(*) FROM due) AS due,"
+        " (SELECT count(*) FROM due d JOIN post_keys p ON p.public_key = d.key AND p.post = d.post) AS sealed,"
+        " (SELECT count(*) FROM read_post_request WHERE status = 'pending') AS waiting",
+        *(an_hour_ago, POSTS_COUNTED, MAX_KEYS_COUNTED),
+    )
+    if row is None:
+        raise OSError("Postgres answered with nothing")
+    return Work(row["sealed"], row["due"], row["waiting"])

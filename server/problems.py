@@ -1,7 +1,6 @@
 """Errors to answers: RFC 9457 problem details on every path. Clients switch on `code`."""
 
 import logging
-import traceback
 from http import HTTPStatus
 from typing import Any
 
@@ -9,14 +8,17 @@ from litestar import Response
 from litestar.connection import Request
 from litestar.exceptions import HTTPException, ValidationException
 
-from server import database
+from server import database, logs
 from server.errors import (
     Conflict,
     DomainError,
+    FileTooLarge,
     Forbidden,
     Invalid,
+    LinkGone,
     Malformed,
     NotFound,
+    RangeNotSatisfiable,
     RateLimited,
     Unauthenticated,
     Unavailable,
@@ -35,6 +37,9 @@ STATUS: dict[type[DomainError], HTTPStatus] = {
     Invalid: HTTPStatus.UNPROCESSABLE_ENTITY,
     RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
     Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    LinkGone: HTTPStatus.GONE,
+    FileTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    RangeNotSatisfiable: HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
 }
 
 # What the framework finds wrong before a handler runs.
@@ -74,6 +79,8 @@ def answer_domain_error(_: Request[Any, Any, Any], error: DomainError) -> Respon
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.facts['size']}"
     return problem(status, error.code, error.detail, headers, **error.facts)
 
 
@@ -82,7 +89,7 @@ def answer_rate_limited(error: RateLimited) -> Response[Any]:
     headers = {
         "Retry-After": str(wait_s),
         "RateLimit-Policy": f'"{name}";q={error.facts["limit"]};w={error.facts["window_s"]}',
-        "RateLimit": f'"{name}";r=0;t={wait_s}',
+        "RateLimit": f'"{name}";r={error.facts.get("left", 0)};t={wait_s}',
     }
     return problem(HTTPStatus.TOO_MANY_REQUESTS, error.code, error.detail, headers)
 
@@ -112,8 +119,7 @@ def answer_unavailable(request: Request[Any, Any, Any], error: Exception) -> Res
 
 def answer_unexpected(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """A defect of ours. Where it happened is logged; what it said may hold content, and goes nowhere."""
-    frames = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
-    logger.error("unexpected error", extra={"error": type(error).__name__, "frames": " < ".join(reversed(frames))})
+    logger.error("unexpected error", extra={"error": type(error).__name__, "frames": logs.frames(error)})
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return problem(status, CODES[status], "Something went wrong here; it has been logged.")
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import asyncpg
 
-from server import database, events
+from server import audit, database, events
 from server.errors import (
     AlreadyDecided,
     AlreadyReadable,
@@ -97,6 +97,9 @@ async def ask(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> tuple[a
             return await _row(state["pending_id"]), False, []
         if new_id is not None:
             row = await _row(new_id)
+            await audit.record(
+                "read_request.created", actor=requester_id, group=row["group_id"], request_id=new_id, post_id=post_id
+            )
             deciders = (await _deciders([new_id])).get(new_id, [])
             return row, True, await events.record(*_created(row, deciders))
     # Another request of the same user came in between: now it is there to be found.
@@ -256,7 +259,7 @@ async def approve(decider_id: UUID, request_id: UUID, sealed_key: bytes) -> tupl
             " ON CONFLICT DO NOTHING",
             *(request["post"], request["public_key"], sealed_key, decider_id),
         )
-        return await _decide(request_id, "approved", decider_id)
+        return await _decide(decider_id, request_id, "approved", decider_id)
 
 
 async def deny(decider_id: UUID, request_id: UUID) -> tuple[asyncpg.Record, list[Event]]:
@@ -265,7 +268,7 @@ async def deny(decider_id: UUID, request_id: UUID) -> tuple[asyncpg.Record, list
         request = await _lock_for_decision(decider_id, request_id)
         if request["status"] != "pending":
             raise AlreadyDecided
-        return await _decide(request_id, "denied", decider_id)
+        return await _decide(decider_id, request_id, "denied", decider_id)
 
 
 async def check_may_decide(caller_id: UUID, request_id: UUID) -> None:
@@ -305,12 +308,22 @@ async def _lock_group_of_request(member_id: UUID, request_id: UUID) -> None:
     await keep_post(post_id)
 
 
-async def _decide(request_id: UUID, status: Status, decided_by: UUID | None) -> tuple[asyncpg.Record, list[Event]]:
+async def _decide(
+    actor: UUID, request_id: UUID, status: Status, decided_by: UUID | None
+) -> tuple[asyncpg.Record, list[Event]]:
     await database.execute(
         "UPDATE read_post_request SET status = $2, decided_by = $3, decided_at = now() WHERE id = $1",
         *(request_id, status, decided_by),
     )
     row = await _row(request_id)
+    await audit.record(
+        f"read_request.{status}",
+        actor=actor,
+        group=row["group_id"],
+        user=row["requester_id"],
+        request_id=request_id,
+        post_id=row["post_id"],
+    )
     deciders = (await _deciders([request_id])).get(request_id, [])
     return row, await events.record(_decided(row, deciders))
 
@@ -330,14 +343,14 @@ async def withdraw(requester_id: UUID, request_id: UUID) -> list[Event]:
         if request is None:
             raise ReadRequestNotFound
         if request["status"] == "pending":
-            return (await _decide(request_id, "cancelled", None))[1]
+            return (await _decide(requester_id, request_id, "cancelled", None))[1]
         if request["status"] != "approved":
             raise AlreadyDecided
         await database.execute(
             "DELETE FROM post_keys WHERE post = $1 AND public_key = $2 AND granted_by IS NOT DISTINCT FROM $3",
             *(request["post"], request["public_key"], request["decided_by"]),
         )
-        return (await _decide(request_id, "returned", request["decided_by"]))[1]
+        return (await _decide(requester_id, request_id, "returned", request["decided_by"]))[1]
 
 
 async def cancel_of_key(key_id: UUID) -> list[Event]:
@@ -347,6 +360,14 @@ async def cancel_of_key(key_id: UUID) -> list[Event]:
 
 async def cancel_of_member(group_id: UUID, user_id: UUID) -> list[Event]:
     return await _cancel('"group" = $1 AND "user" = $2', group_id, user_id)
+
+
+async def cancel_of_requester(user_id: UUID) -> list[Event]:
+    return await _cancel('"user" = $1', user_id)
+
+
+async def cancel_of_author(user_id: UUID) -> list[Event]:
+    return await _cancel("post IN (SELECT id FROM posts WHERE author = $1)", user_id)
 
 
 async def cancel_of_post(post_id: UUID) -> list[Event]:

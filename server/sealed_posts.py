@@ -10,9 +10,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from server import database, events, groups, posts, requests
+from server import attachments, audit, database, events, groups, posts, requests
 from server.errors import (
-    AttachmentNotFound,
     BadSignature,
     IdTaken,
     Invalid,
@@ -59,15 +58,18 @@ async def publish(author_id: UUID, post: SealedPost, mac_key: bytes) -> tuple[as
             return await posts.read(author_id, post.id), False, []
         check_sizes(post)
         await check_signature(ids, post)
-        if post.attachment_ids:
-            raise AttachmentNotFound
+        if len(set(post.attachment_ids)) < len(post.attachment_ids):
+            await attachments.check_own(author_id, post.attachment_ids)
+            raise Invalid(("/attachments", "name one twice"))
         if not await insert(ids, post, mac):
             if not await posts.is_repeated(ids, mac):
                 raise IdTaken
             # The same request, at the same time, was a little quicker.
             return await posts.read(author_id, post.id), False, []
+        await attachments.attach(author_id, post.id, post.attachment_ids, "author")
         await check_recipients(post)
         await posts.insert_keys(post.id, {key.public_key_id: key.sealed_key for key in post.sealed_keys})
+        await audit.record("post.created", actor=author_id, group=ids.group, post_id=ids.post, sealed_by="author")
         announced = await events.record(posts.sealed_event(ids))
         return await posts.read(author_id, post.id), True, announced
 

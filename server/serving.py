@@ -31,4 +31,20 @@ def make_server(settings: Settings, **options: Any) -> uvicorn.Server:
         "forwarded_allow_ips": list(settings.trusted_proxies),
         "timeout_graceful_shutdown": 5,
     }
-    return uvicorn.Server(uvicorn.Config(logs.AccessLog(create_app(settings)), **ours | options))
+    app = WithoutPrefix(logs.AccessLog(create_app(settings)), settings.root_path)
+    return uvicorn.Server(uvicorn.Config(app, **ours | options))
+
+
+class WithoutPrefix:
+    """ASGI middleware: `/prefix/me` is `/me`, whether or not the proxy in front takes the prefix away itself."""
+
+    def __init__(self, app: logs.App, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: logs.Message, receive: logs.Receive, send: logs.Send) -> None:
+        if scope["type"] != "lifespan" and self.prefix and f"{scope['path']}/".startswith(f"{self.prefix}/"):
+            raw_path: bytes = scope.get("raw_path") or b""
+            scope["path"] = scope["path"].removeprefix(self.prefix) or "/"
+            scope["raw_path"] = raw_path.removeprefix(self.prefix.encode()) or b"/"
+        await self.app(scope, receive, send)

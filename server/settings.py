@@ -9,6 +9,7 @@ import base64
 import binascii
 import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -23,6 +24,7 @@ class SettingsError(Exception):
 
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "console", "json"]
 
 # Text that came from the outside is read by the kind of its field; plain types need no kind. All keys count as secret,
 # the public one too: whoever mixes up the two halves should not find the private one in a log.
@@ -33,6 +35,7 @@ Origins = Annotated[tuple[str, ...], Meta(extra={"kind": "origins"})]
 Networks = Annotated[tuple[str, ...], Meta(extra={"kind": "networks"})]
 Key = Annotated[bytes | None, Meta(extra={"kind": "key", "secret": True})]
 Keys = Annotated[tuple[bytes, ...], Meta(extra={"kind": "keys", "secret": True})]
+TextSecret = Annotated[bytes | None, Meta(extra={"kind": "text_secret", "secret": True})]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,12 +74,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     request_mac_key: Annotated[
         Key, Meta(description="Secret of the API that tells a repeated request from another. 32 bytes in base64")
     ] = None
+    jwt_secret_key: Annotated[
+        TextSecret, Meta(description="Secret that an external issuer signs its JWTs with, HS256; 32 bytes or more")
+    ] = None
+    jwt_jwks_file: Annotated[
+        Path | None,
+        Meta(
+            extra={"kind": "path"},
+            description="In its place a JWK Set of the issuer's public keys, for RS256 and ES256",
+        ),
+    ] = None
+    jwt_issuer: Annotated[
+        str | None,
+        Meta(extra={"kind": "text"}, description="The `iss` of its JWTs, such as `https://….supabase.co/auth/v1`"),
+    ] = None
+    jwt_audience: Annotated[str, Meta(description="The `aud` that its JWTs must have")] = "authenticated"
     rate_limits: Annotated[bool, Meta(description="`off` for tests and benchmarks only")] = True
     login_rate_per_minute: Annotated[
         int, Meta(ge=1, description="Logins and sign-ups a minute, per address and per email")
     ] = 10
     request_read_rate_per_hour: Annotated[int, Meta(ge=1, description="Read requests an hour, per user")] = 60
     rate_per_minute: Annotated[int, Meta(ge=1, description="All other calls a minute, per user")] = 1200
+    quota_requests: Annotated[int, Meta(ge=0, description="Calls a day (of UTC), per user; 0 for any number")] = 0
+    quota_posts: Annotated[int, Meta(ge=0, description="Posts a day, per user; 0 for any number")] = 0
+    quota_upload_bytes: Annotated[
+        int, Meta(ge=0, description="Bytes a day that a user may upload; 0 for any number")
+    ] = 0
+    root_path: Annotated[
+        str,
+        Meta(description="Path under which a proxy shows the API, such as `/posts`", extra={"kind": "path_prefix"}),
+    ] = ""
+    metrics_token: Annotated[
+        str | None,
+        Meta(
+            description="Bearer that opens `/metrics`, 32 characters or more; where it is not set, nothing does",
+            extra={"kind": "token", "secret": True},
+        ),
+    ] = None
+    log_format: Annotated[
+        LogFormat, Meta(description="`json`, `console`, or `auto`: console on a terminal, JSON elsewhere")
+    ] = "auto"
     log_level: Annotated[LogLevel, Meta(description="`debug`, `info`, `warning` or `error`")] = "info"
     database_pool_size: Annotated[
         int, Meta(ge=2, le=1000, description="Connections to Postgres that a process may hold")
@@ -86,6 +123,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     worker_threads: Annotated[
         int, Meta(ge=0, le=1024, description="Threads that a worker seals keys with; 0 for one a core")
     ] = 0
+    dashboard_jobs: Annotated[
+        int, Meta(ge=10, le=1_000_000, description="Ended jobs that the dashboard remembers, of each kind of end")
+    ] = 10_000
+    dashboard_days: Annotated[int, Meta(ge=1, le=365, description="For how many days it remembers them")] = 7
+    dashboard_read_only: Annotated[bool, Meta(description="Let the dashboard show, and change nothing")] = False
+    object_store_url: Annotated[
+        str | None,
+        Meta(
+            description="Where sealed files lie: `file:///…`, `s3://bucket/path`, `gs://…`, `az://…`, `memory:///`;"
+            " not set, the folder `objects` in `DATA_DIR`",
+            extra={"kind": "store_url"},
+        ),
+    ] = None
+    max_attachment_bytes: Annotated[int, Meta(ge=1, le=64 * 1024**3, description="Size of a file")] = 1024**3
     max_body_bytes: Annotated[int, Meta(ge=1024, description="Size of a JSON body")] = 1024 * 1024
     max_name_characters: Annotated[int, Meta(ge=1, le=100, description="Length of a name, a label, a group's name")] = (
         100
@@ -111,7 +162,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 # Variables of the command line client, which may well be set where a server starts.
 CLIENT_VARIABLES = frozenset(
-    f"SECUREBLOGS_{name}" for name in ("PROFILE", "SERVER", "PASSWORD", "PASSPHRASE", "PASSPHRASE_FILE", "KEYRING")
+    f"SECUREBLOGS_{name}"
+    for name in ("PROFILE", "SERVER", "TOKEN", "PASSWORD", "PASSPHRASE", "PASSPHRASE_FILE", "KEYRING")
 )
 
 
@@ -310,12 +362,43 @@ def parse_key(_field: Field, text: str) -> bytes:
     return key
 
 
+def parse_text_secret(_field: Field, text: str) -> bytes:
+    """The text itself in UTF-8, base64 or not, as Supabase and others take it."""
+    try:
+        secret = text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8") from None
+    if len(secret) < 32:
+        raise ValueError("must be 32 bytes or more")
+    return secret
+
+
 def parse_keys(field: Field, text: str) -> tuple[bytes, ...]:
     return tuple(parse_key(field, item) for item in split(text))
 
 
 def split(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def parse_path_prefix(_field: Field, text: str) -> str:
+    """`/posts`, without the slash at its end that some write."""
+    prefix = text.rstrip("/")
+    if prefix and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", prefix):
+        raise ValueError("must look like /posts")
+    return prefix
+
+
+def parse_store_url(_field: Field, text: str) -> str:
+    if urlsplit(text).scheme not in {"file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss"}:
+        raise ValueError("must begin with file://, s3://, gs://, az:// or memory://")
+    return text
+
+
+def parse_token(_field: Field, text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{32,}", text):
+        raise ValueError("must be 32 or more printable ASCII characters, without spaces")
+    return text
 
 
 KINDS: dict[str, Callable[[Field, str], Any]] = {
@@ -326,6 +409,12 @@ KINDS: dict[str, Callable[[Field, str], Any]] = {
     "networks": parse_networks,
     "key": parse_key,
     "keys": parse_keys,
+    "text": parse_str,
+    "path": parse_path,
+    "text_secret": parse_text_secret,
+    "path_prefix": parse_path_prefix,
+    "token": parse_token,
+    "store_url": parse_store_url,
 }
 TYPES: dict[type, Callable[[Field, str], Any]] = {str: parse_str, Path: parse_path, bool: parse_bool, int: parse_int}
 

@@ -14,9 +14,9 @@ from uuid import UUID
 
 import msgspec
 
-from server import accounts, database, groups
-from server.accounts import Caller
+from server import credentials, database, groups, metrics
 from server.channels import Hub, Subscriber
+from server.credentials import Caller
 from server.events import group_channel, user_channel
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Sockets:
     def add(self, socket: Socket) -> None:
         """Count the socket, and have its credential checked; `remove` must follow, whatever happens."""
         self._open.add(socket)
+        metrics.websockets.inc()
         self._count[socket.caller.user_id] += 1
 
     async def subscribe(self, socket: Socket) -> None:
@@ -77,6 +78,7 @@ class Sockets:
     def remove(self, socket: Socket) -> None:
         self._hub.leave(socket.subscriber)
         self._open.discard(socket)
+        metrics.websockets.dec()
         self._count[socket.caller.user_id] -= 1
         if not self._count[socket.caller.user_id]:
             del self._count[socket.caller.user_id]
@@ -116,10 +118,10 @@ class Sockets:
         if not sockets:
             return
         heard = {socket: set(socket.group_ids) for socket in sockets}
-        live = await accounts.live_credentials([socket.caller.credential_id for socket in sockets])
+        live = await credentials.live_credentials({socket.caller for socket in sockets})
         members = await groups.memberships(list({socket.caller.user_id for socket in sockets}))
         for socket in sockets:
-            if socket.caller.credential_id not in live:
+            if socket.caller not in live:
                 socket.credential_ended.set()
         # All at once: while Redis is away, listening to a new group takes as long as it may.
         changed = [socket for socket in sockets if heard[socket] != members[socket.caller.user_id]]

@@ -7,7 +7,7 @@ stands in the migrations.
 import uuid
 
 import uuid_utils.compat
-from piccolo.columns import JSONB, Array, BigInt, Boolean, Bytea, Date, ForeignKey, Text, Timestamptz, Varchar
+from piccolo.columns import JSONB, Array, BigInt, Boolean, Bytea, Date, ForeignKey, Integer, Text, Timestamptz, Varchar
 from piccolo.columns import UUID as UUIDColumn
 from piccolo.columns.base import OnDelete
 from piccolo.columns.defaults.timestamptz import TimestamptzNow
@@ -206,3 +206,44 @@ class AuditEntry(Table, tablename="audit_log"):
     chain = Bytea(null=True, default=None, help_text="SHA-256 over the chain before and this entry")
 
     placed_whole = Check("(position IS NULL) = (chain IS NULL) AND (chain IS NULL OR octet_length(chain) = 32)")
+
+
+class Attachment(Table, tablename="attachments"):
+    """A sealed file. Its bytes lie in the object store, its name and its key in the document of its post."""
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    owner = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    post = ForeignKey(Post, null=True, default=None, on_delete=OnDelete.cascade, help_text="null until attached")
+    sealed_by = Varchar(length=16)
+    size = BigInt(help_text="of the file itself, in bytes")
+    object_key = Text(unique=True)
+    draft_key = Bytea(null=True, default=None, help_text="name and key, sealed to the workers; erased by the sealing")
+    request_mac = Bytea(help_text="tells whether a repeated upload is the same")
+    created_at = Timestamptz(default=TimestamptzNow())
+
+    known_sealer = Check("sealed_by IN ('server', 'author')")
+    drafts_are_the_servers = Check("sealed_by = 'server' OR draft_key IS NULL")
+    has_a_size = Check("size >= 0")
+
+
+class DownloadLink(Table, tablename="download_links"):
+    """Stays when its file is gone, so that whoever has the link hears that there was one."""
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    attachment = ForeignKey(Attachment, null=True, default=None, on_delete=OnDelete.set_null)
+    token_hash = Bytea(unique=True, secret=True, help_text="SHA-256 of the token in the link")
+    created_by = ForeignKey(User, null=False, on_delete=OnDelete.cascade)
+    created_at = Timestamptz(default=TimestamptzNow())
+    expires = Timestamptz()
+    downloads_left = Integer(null=True, default=None, help_text="null where there is no limit")
+    revoked_at = Timestamptz(null=True, default=None)
+
+    counts_down = Check("downloads_left >= 0")
+
+
+class ObjectDeletion(Table, tablename="object_deletions"):
+    """Objects that have to go, once it is time: written before an upload begins, and when an attachment is deleted."""
+
+    id = UUIDColumn(primary_key=True, default=UUIDv7())
+    object_key = Text(unique=True)
+    due_at = Timestamptz()

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from server.embedded import Engines, addresses
+from server.issuer import open_issuer
 from server.sealing.keys import encryption_pair
 from server.settings import FIELDS, Settings, SettingsError, load, origin
 from server.supervisor import Program, Restartable, Signals, Stop, finish, keep, lifeline
@@ -38,6 +39,8 @@ NEEDS = {
     "api": ("DATABASE_URL", "REDIS_URL", "WORKER_PUBLIC_KEY", "REQUEST_MAC_KEY"),
     "worker": ("DATABASE_URL", "REDIS_URL", "WORKER_PRIVATE_KEYS"),
 }
+# Which it gets as well, where they are given.
+TAKES = {"migrate": (), "api": ("JWT_SECRET_KEY", "METRICS_TOKEN"), "worker": ()}
 
 
 class UpError(Exception):
@@ -49,6 +52,7 @@ def up(settings: Settings, environ: Mapping[str, str], reload: bool = False) -> 
 
     Raises UpError, SettingsError or EmbeddedError when something stands in the way.
     """
+    open_issuer(settings)
     check_port(settings.host, settings.port)
     with contextlib.suppress(Stop), Signals() as signals, engines_for(settings) as (complete, engines):
         check_secrets(complete)
@@ -186,11 +190,13 @@ def environ_for(name: str, settings: Settings, environ: Mapping[str, str]) -> di
     withheld = {variable + suffix for variable in known for suffix in ("", "_FILE")}
     env = {variable: text for variable, text in environ.items() if variable not in withheld}
     env["DATA_DIR"] = str(settings.data_dir)
-    for variable in NEEDS[name]:
-        if environ.get(f"{variable}_FILE"):
-            env[f"{variable}_FILE"] = environ[f"{variable}_FILE"]
-        else:
-            env[variable] = as_text(getattr(settings, known[variable].attribute))
+    for variable in (*NEEDS[name], *TAKES[name]):
+        given = [name for name in (f"{variable}_FILE", variable) if environ.get(name)]
+        value = getattr(settings, known[variable].attribute)
+        if given:
+            env |= {name: environ[name] for name in given}
+        elif value is not None:
+            env[variable] = as_text(value)
     return env
 
 

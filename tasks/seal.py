@@ -4,6 +4,8 @@ import asyncio
 import logging
 import traceback
 from concurrent.futures import Executor
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from uuid import UUID
 
 from arq.worker import Retry
 
-from server import after_commit, posts
+from server import after_commit, channels, jobs, logs, posts
+from server.events import Event
 from server.sealing.posts import seal_key
 
 logger = logging.getLogger(__name__)
@@ -26,8 +29,16 @@ MAX_BACKOFF_S = 15.0
 PROJECT = Path(__file__).parent.parent
 
 
-async def seal_post(ctx: dict[Any, Any], post_id: str) -> None:
-    """Seal the post, however often that has to be tried. What can never be sealed, the domain marks as failed."""
+async def seal_post(ctx: dict[Any, Any], post_id: str, request_id: str | None = None) -> None:
+    """Seal the post, however often that has to be tried. What can never be sealed, the domain marks as failed.
+
+    `request_id` is of the request that made the post, for the log.
+    """
+    with logs.of_request(request_id):
+        await seal(ctx, post_id)
+
+
+async def seal(ctx: dict[Any, Any], post_id: str) -> None:
     subject = UUID(post_id)
     seal_keys = partial(seal_many, ctx["threads"], ctx["thread_count"])
     try:
@@ -40,6 +51,17 @@ async def seal_post(ctx: dict[Any, Any], post_id: str) -> None:
         logger.warning("not sealed yet: %s", place(error), extra={"post_id": post_id, "again_in_s": defer_s})
         raise Retry(defer=defer_s) from None
     await after_commit.announce(ctx["redis"], announced)
+    if any(is_sealed(event) for event in announced):
+        took_s = (datetime.now(UTC) - ctx["enqueue_time"]).total_seconds()
+        logger.info("post sealed", extra={"post_id": post_id, "ms": round(took_s * 1000, 1)})
+        with suppress(*channels.UNAVAILABLE):
+            await jobs.note_sealing(ctx["redis"], took_s)
+    elif announced:
+        logger.warning("post can't be sealed", extra={"post_id": post_id})
+
+
+def is_sealed(event: Event) -> bool:
+    return event.frame.startswith('{"type":"post.sealed"')
 
 
 async def seal_many(

@@ -3,7 +3,10 @@
 * A pending post that is not queued is enqueued: its job was never sent, or Redis lost it.
 * A pending post whose job is in the hands of a worker, while nobody holds the post's lock in Postgres, was left behind
   by a worker that died. arq would keep the claim until the longest job would have timed out; here it is released.
+* Files that no post has taken for a day go, and the objects of all that is deleted.
 * An event that was committed and not announced is announced.
+* An entry of the audit log that has no place in its chain yet gets one.
+* What users did, which is counted in Redis, is written to Postgres once it is half a minute old.
 
 All of it may run twice, on several workers at once, or half: each statement leaves what it finds right as it is.
 """
@@ -14,9 +17,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from arq.connections import ArqRedis
+from obstore.store import ObjectStore
 from redis.exceptions import ResponseError
 
-from server import accounts, channels, events, jobs, posts
+from server import attachments, audit, channels, credentials, events, jobs, links, objects, posts, quotas, usage
 from server.channels import UNAVAILABLE
 from server.events import Event
 from tasks.seal import place
@@ -30,6 +34,9 @@ DUE_AFTER_S = 5.0
 MAX_POSTS = 10_000
 EVENTS_AT_ONCE = 500
 MAX_EVENTS = 10_000
+OBJECTS_AT_ONCE = 20
+MAX_OBJECTS = 1000
+MAX_USAGE = 100_000
 
 
 async def sweep(ctx: dict[Any, Any]) -> None:
@@ -40,7 +47,23 @@ async def sweep(ctx: dict[Any, Any]) -> None:
     async with busy:
         await isolate(repair_queue, ctx["redis"], ctx["claim_s"])
         await isolate(announce_late, ctx["redis"])
-        await isolate(accounts.expire_tokens)
+        await isolate(write_usage, ctx["redis"])
+        await isolate(credentials.expire_tokens)
+        await isolate(attachments.expire)
+        await isolate(links.expire)
+        await isolate(delete_objects, ctx["store"])
+        await isolate(audit.place)
+
+
+async def delete_objects(store: ObjectStore) -> None:
+    """What the store does not delete now comes up again in a minute."""
+    for _ in range(0, MAX_OBJECTS, OBJECTS_AT_ONCE):
+        due = await attachments.objects_to_delete(OBJECTS_AT_ONCE)
+        for object_key in due:
+            await objects.delete(store, object_key)
+            await attachments.objects_deleted([object_key])
+        if len(due) < OBJECTS_AT_ONCE:
+            return
 
 
 async def isolate(step: Callable[..., Awaitable[Any]], *args: Any) -> None:
@@ -96,3 +119,19 @@ async def publish_one(redis: ArqRedis, event: Event) -> bool:
         logger.warning("sweep: event %s not announced: %s", event.id, place(error))
         return False
     return True
+
+
+async def write_usage(redis: ArqRedis, older_than_s: float = quotas.WRITE_AFTER_S) -> None:
+    """Counts that have been waiting for so long, in seconds, with all that came to them since."""
+    if await quotas.note_run(redis) and await usage.is_any():
+        logger.warning("this Redis is empty: what was done in the last minute may not be counted")
+    for _ in range(0, MAX_USAGE, quotas.WRITE_AT_ONCE):
+        due = await quotas.changed(redis, older_than_s, quotas.WRITE_AT_ONCE)
+        forgotten = await quotas.settle(redis, due, await usage.write(dict(due))) if due else 0
+        if forgotten:
+            logger.warning(
+                "this Redis went back to an old copy: what was done in the last minute may not be counted",
+                extra={"users": forgotten},
+            )
+        if len(due) < quotas.WRITE_AT_ONCE:
+            return

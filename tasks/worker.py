@@ -25,8 +25,9 @@ from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 from arq.utils import timestamp_ms, to_unix_ms
 
-from server import database, jobs, logs
+from server import database, jobs, logs, objects
 from server.channels import UNAVAILABLE, Hub, Reconnected, within
+from server.dashboard.recorder import Bounds, record
 from server.sealing.drafts import worker_key_id
 from server.sealing.keys import encryption_pair
 from server.settings import Settings, SettingsError, load
@@ -195,8 +196,10 @@ async def open_worker(settings: Settings, redis: ArqRedis, **options: Any) -> As
         "threads": threads,
         "thread_count": thread_count,
         "sweeping": asyncio.Lock(),
+        "store": objects.open_store(settings),
         "claim_s": worker.in_progress_timeout_s,
     }
+    record(worker, Bounds(max_jobs=settings.dashboard_jobs, kept_s=settings.dashboard_days * 86_400), version=version())
     try:
         async with Hub(redis) as hub, beating(redis, describe(worker_id, settings, redis.default_queue_name)):
             await hub.join(worker, [jobs.wake_channel(redis.default_queue_name)])
@@ -288,7 +291,7 @@ def command() -> None:
     settings = attach(load(os.environ))
     if not settings.worker_private_keys:
         raise SettingsError("WORKER_PRIVATE_KEYS: not set; `secureblogs secrets FOLDER` makes one")
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     # At info arq writes two lines for each job and each sweep, and its errors are what it can't handle.
     logging.getLogger("arq").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from server.sealing.passwords import hash_password
 from server.serving import make_server
 from server.settings import Settings
 from tasks.worker import open_worker
+from tests.jwts import ISSUER, SECRET
 from tests.people import Person, person
 
 
@@ -66,15 +68,18 @@ def engines(data_dir: Path) -> Iterator[Engines]:
 
 
 @pytest.fixture(scope="session")
-def settings(engines: Engines) -> Settings:
+def settings(data_dir: Path, engines: Engines) -> Settings:
     worker_keys = sealing_keys.new_encryption_pair()
     return Settings(
         database_url=engines.database_url,
         redis_url=engines.redis_url,
+        data_dir=data_dir,
         public_url="https://posts.example",
         worker_public_key=worker_keys.public,
         worker_private_keys=(worker_keys.private,),
         request_mac_key=bytes(32),
+        jwt_secret_key=SECRET,
+        jwt_issuer=ISSUER,
         rate_limits=False,
         log_level="warning",
     )
@@ -151,3 +156,14 @@ async def bob(server: str) -> AsyncIterator[Person]:
 async def carol(server: str) -> AsyncIterator[Person]:
     async with person(server, "Carol") as someone:
         yield someone
+
+
+def lasting(name: str) -> Any:
+    """A fixture for a module: somebody who is there for all of its tests, which saves signing up for each."""
+
+    @pytest.fixture(scope="module")
+    async def someone(server: str) -> AsyncIterator[Person]:
+        async with person(server, name) as one:
+            yield one
+
+    return someone

@@ -6,7 +6,7 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -76,13 +76,13 @@ class Person:
         self.devices.append(device)
         return device
 
-    async def found_group(self, *members: Self, name: str = "friends") -> str:
+    async def found_group(self, *members: "Person", name: str = "friends") -> str:
         group = good(await self.post("/groups", {"name": name}), 201)
         for member in members:
             await self.add(str(group["id"]), member)
         return str(group["id"])
 
-    async def add(self, group_id: str, member: Self, role: str = "member") -> None:
+    async def add(self, group_id: str, member: "Person", role: str = "member") -> None:
         good(await self.post(f"/groups/{group_id}/members", {"user_id": str(member.id), "role": role}), 201)
 
     async def publish(self, group_id: str, title: str = "A title", content: str = "Some text") -> dict[str, Any]:

@@ -45,6 +45,7 @@ def environ_of(settings: Settings, **more: str) -> dict[str, str]:
     return {
         "DATABASE_URL": str(settings.database_url),
         "REDIS_URL": str(settings.redis_url),
+        "DATA_DIR": str(settings.data_dir),
         "PUBLIC_URL": settings.public_url,
         "WORKER_PUBLIC_KEY": as_text(settings.worker_public_key),
         "WORKER_PRIVATE_KEYS": ",".join(map(as_text, settings.worker_private_keys)),

@@ -142,7 +142,9 @@ def test_only_the_proxy_can_be_reached() -> None:
 
 def test_api_and_worker_scale() -> None:
     for name in ("api", "worker"):
-        assert not SERVICES[name].keys() & {"container_name", "hostname", "ports", "volumes"}
+        assert not SERVICES[name].keys() & {"container_name", "hostname", "ports"}
+        # All of them see the same files.
+        assert SERVICES[name]["volumes"] == ["files:/files"]
 
 
 def test_proxy_asks_the_api_where_it_listens() -> None:
@@ -154,7 +156,7 @@ def test_proxy_asks_the_api_where_it_listens() -> None:
     assert SERVICES["proxy"]["ports"] == [f"80:{listens['http']}", f"443:{listens['https']}"]
     # 0 would be: no limit.
     assert re.search(r"read_header [1-9]\d*s\n", caddyfile)
-    assert re.search(r"read_body [1-9]\d*s\n", caddyfile)
+    assert re.search(r"read_body [1-9]\d*h\n", caddyfile)
 
 
 def test_processes_may_end_before_they_are_killed() -> None:
@@ -241,7 +243,7 @@ def test_image_holds_the_whole_package() -> None:
     parts = {package.split(".")[0] for package in packaged["packages"]} | {f"{m}.py" for m in packaged["py-modules"]}
     assert copied_into_image() == taken_into_image()
     assert copied_into_image() - parts == {
-        *("pyproject.toml", "requirements.lock", "requirements-dev.lock"),
+        *("pyproject.toml", "requirements.lock", "requirements-dev.lock", "package.json", "package-lock.json"),
         *(project["project"]["readme"], "LICENSE"),
     }
     assert parts <= copied_into_image()
@@ -281,6 +283,7 @@ class Machine:
         # Programs are found where this Python has them, as they are in the image.
         self.path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.words = {"/run/secrets": str(self.secrets), "/deploy/secrets": str(self.secrets), "/deploy": str(DEPLOY)}
+        self.words |= {"file:///files": f"file://{folder}/files"}
 
     def translate(self, text: str, **more: str) -> str:
         for declared, here in (self.words | more).items():

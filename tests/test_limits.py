@@ -105,6 +105,17 @@ async def test_logins_are_limited_by_address(limited: str) -> None:
         assert code(await log_in(elsewhere)) == (401, "unauthenticated")
 
 
+async def test_guesses_at_the_password_that_deletes_an_account_count_as_logins(limited: str, alice: Person) -> None:
+    for number in range(LOGINS + 1):
+        # Each from an address of its own.
+        async with visitor(limited, Authorization=f"Bearer {alice.token}") as client:
+            answer = await client.post("/me/delete", json={"password": f"guess number {number}"})
+            if number < LOGINS:
+                assert code(answer) == (403, "wrong_password")
+            else:
+                held_back(answer, "login", LOGINS, 60)
+
+
 async def test_logins_are_limited_by_email_however_it_is_written_and_whoever_tries(limited: str, alice: Person) -> None:
     email = alice.user["email"]
     for variant in (email, email.upper(), f" {email}")[:LOGINS]:

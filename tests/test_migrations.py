@@ -24,7 +24,10 @@ OPTIONAL = {
     ("posts", "signing_key"),
     ("post_keys", "granted_by"),
     ("read_post_request", "decided_by"),
+    ("download_links", "attachment"),
 }
+# Not there from the beginning, and what it leads to takes it along.
+LATER = {("attachments", "post")}
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +141,8 @@ async def test_every_foreign_key_has_a_rule_and_an_index(fresh: asyncpg.Connecti
     assert len(keys) >= 17
     for key in keys:
         optional = (key["table"], key["column"]) in OPTIONAL
-        assert key["needed"] == (not optional), tuple(key)
+        later = (key["table"], key["column"]) in LATER
+        assert key["needed"] == (not optional and not later), tuple(key)
         assert key["on_delete"] == ("n" if optional else "c"), tuple(key)
         assert key["has_index"], tuple(key)
 

@@ -17,7 +17,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from server import accounts, database, events, groups, keys, posts, requests
+from server import audit, credentials, database, erasure, events, export, groups, keys, posts, requests
+from server.credentials import Caller, Claims
 from server.embedded import postgres_binary
 from server.errors import Unauthenticated
 from server.lists import Page
@@ -59,13 +60,20 @@ FILL = """
             CASE WHEN n % 50 = 0 THEN NULL ELSE now() - n * interval '1 minute' END
         FROM generate_series(0, 19999) n JOIN posts p ON p.id = id_of('post', n);
     DELETE FROM post_keys WHERE post = id_of('post', 3) AND public_key = id_of('key', 3);
+    INSERT INTO audit_log (actor, action, "group", "user")
+        SELECT id_of('user', n % 2000), CASE n % 10000 WHEN 0 THEN 'admin.granted' ELSE 'post.created' END,
+            id_of('group', n % 500), CASE n % 4 WHEN 0 THEN id_of('user', n * 7 % 2000) END
+        FROM generate_series(0, 39999) n;
     INSERT INTO outbox (channels, frame) SELECT '{}', '' FROM generate_series(1, 10);
     ANALYZE;
 """
 
-BIG_TABLES = {"posts", "post_keys", "read_post_request", "user_tokens", "user_keys", "user_group_association", "users"}
+BIG_TABLES = {
+    *("posts", "post_keys", "read_post_request", "user_tokens", "user_keys", "user_group_association", "users"),
+    "audit_log",
+}
 # Where all of a big group's members are wanted, the others are rightly read through; these never are.
-NEVER_READ_THROUGH = {"posts", "post_keys", "read_post_request", "user_tokens"}
+NEVER_READ_THROUGH = {"posts", "post_keys", "read_post_request", "user_tokens", "audit_log"}
 
 
 def id_of(kind: str, number: int) -> UUID:
@@ -81,6 +89,7 @@ FIVE_DAYS_AGO = datetime.now(UTC) - timedelta(days=5)
 async def crowded(settings: Settings, migrated: None) -> AsyncIterator[asyncpg.Connection]:
     """A connection to a database of the same schema, full."""
     admin = await asyncpg.connect(settings.database_url)
+    await admin.execute("DROP DATABASE IF EXISTS plans")
     await admin.execute("CREATE DATABASE plans")
     await admin.close()
     url = urlsplit(str(settings.database_url))._replace(path="/plans").geturl()
@@ -176,6 +185,24 @@ def outline(plan: dict[str, Any], depth: int = 0) -> str:
     return "\n".join([f"{'  ' * depth}{plan['Node Type']}: {own}", *parts])
 
 
+NOW = datetime.now(UTC)
+CLAIMS = Claims("https://issuer.example", "nobody", NOW, NOW, None, None)
+
+
+def fifty_callers() -> list[Caller]:
+    """Half of them with tokens, half with JWTs."""
+    tokens = [*(UUID(int=n) for n in range(25)), *[None] * 25]
+    return [
+        Caller(id_of("user", n), "", None, False, NOW, token, "session", (), NOW + timedelta(days=1))
+        for n, token in enumerate(tokens)
+    ]
+
+
+async def pages_of_an_export(user_id: UUID) -> None:
+    for section in export.SECTIONS.values():
+        await database.fetch(f"{section.sql} LIMIT {section.page}", user_id, *section.key.values())
+
+
 CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     # At most so many rows are touched. A page is of 51, each needs a few; an owner holds the keys of one post in 80.
     "page of a big group": (400, lambda: posts.list_of_group(MEMBER, BIG, Page())),
@@ -206,12 +233,23 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     "cancelling for a key": (200, lambda: requests.cancel_of_key(id_of("key", 50))),
     "cancelling for a member": (400, lambda: requests.cancel_of_member(BIG, id_of("user", 50))),
     "cancelling for a post": (200, lambda: requests.cancel_of_post(id_of("post", 100))),
-    "authentication": (2, lambda: accounts.authenticate("nobody")),
-    "open sockets' credentials": (100, lambda: accounts.live_credentials([UUID(int=n) for n in range(50)])),
+    "authentication": (2, lambda: credentials.authenticate("nobody")),
+    "user of a JWT": (10, lambda: credentials._find_identity(CLAIMS)),
+    "one's own sessions": (200, lambda: credentials.list_sessions(MEMBER, Page())),
+    "one's own API keys": (200, lambda: credentials.list_api_keys(MEMBER, Page())),
+    "open sockets' credentials": (200, lambda: credentials.live_credentials(fifty_callers())),
     "open sockets' groups": (500, lambda: groups.memberships([id_of("user", n) for n in range(50)])),
     "recipients of a post": (10_000, lambda: posts._recipients(BIG)),
     "whether there are recipients": (20, lambda: posts._has_recipients(BIG)),
     "somebody's keys": (50, lambda: keys.list_of_user(MEMBER, id_of("user", 78))),
+    "a group's audit log": (60, lambda: audit.find(Page(), group_id=SMALL)),
+    "one's own audit log": (250, lambda: audit.find(Page(), user_id=MEMBER)),
+    "the whole audit log": (60, lambda: audit.find(Page())),
+    "a rare action in the audit log": (60, lambda: audit.find(Page(), action="admin.granted")),
+    "a page of each kind for an export": (2000, lambda: pages_of_an_export(MEMBER)),
+    "all groups that know of a user": (2000, lambda: database.fetch(erasure._GROUPS, MEMBER)),
+    "cancelling for a requester": (400, lambda: requests.cancel_of_requester(MEMBER)),
+    "cancelling for an author": (400, lambda: requests.cancel_of_author(MEMBER)),
     "what the sweep finds to seal": (10, lambda: posts.pending(5, 10_000)),
     "what the sweep finds to announce": (10, lambda: events.unpublished(5, 500)),
 }

@@ -16,6 +16,7 @@ from server import database, jobs, posts
 from server.sealing import posts as sealing_posts
 from server.sealing.encoding import decode_base64, encode_base64
 from server.settings import Settings
+from tests.conftest import lasting
 from tests.people import Person, all_pages, code, good, person, random_id, until
 
 POST_FIELDS = {
@@ -23,30 +24,10 @@ POST_FIELDS = {
     *("signature", "signing_key_id", "failure", "sealed_keys", "access", "created_at", "sealed_at"),
 }
 LOW_ORDER = bytes(32)
-
-
-@pytest.fixture(scope="module")
-async def alice(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Alice") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def bob(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Bob") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def carol(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Carol") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def stranger(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Mallory") as someone:
-        yield someone
+alice = lasting("Alice")
+bob = lasting("Bob")
+carol = lasting("Carol")
+stranger = lasting("Mallory")
 
 
 class Drafts(NamedTuple):

@@ -5,6 +5,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -12,7 +13,8 @@ import asyncpg
 import pytest
 import uuid_utils.compat
 
-from server import database, groups, keys, posts
+from server import administration, database, erasure, groups, keys, posts
+from server.credentials import Caller
 from server.posts import SealingElsewhere
 from server.sealing.encoding import encode_base64
 from server.settings import Settings
@@ -124,6 +126,20 @@ async def revoke_key(scene: Scene) -> None:
     await keys.revoke(scene.member_id, scene.member_key_id)
 
 
+async def disable_member(scene: Scene) -> None:
+    await administration.disable(None, scene.member_id)
+
+
+async def make_external(user_id: UUID) -> Caller:
+    """A user of an issuer, who needs no password to be deleted."""
+    await database.execute(
+        "UPDATE users SET issuer = 'https://issuer.example', subject = id::text, email = NULL, email_key = NULL,"
+        " password = NULL WHERE id = $1",
+        user_id,
+    )
+    return Caller(user_id, "Someone", None, False, datetime.now(UTC), None, "jwt", (), None)
+
+
 async def delete_group(scene: Scene) -> None:
     await groups.delete(scene.owner_id, scene.group_id)
 
@@ -143,7 +159,7 @@ async def many_times(settings: Settings, play: Callable[[Scene, random.Random], 
     return Counter(await asyncio.gather(*(play_one(number) for number in range(INTERLEAVINGS))))
 
 
-@pytest.mark.parametrize("remove", [remove_member, revoke_key])
+@pytest.mark.parametrize("remove", [remove_member, revoke_key, disable_member])
 async def test_nothing_is_sealed_to_who_has_gone(
     settings: Settings, remove: Callable[[Scene], Awaitable[None]]
 ) -> None:
@@ -187,6 +203,25 @@ async def test_nothing_is_sealed_of_what_is_deleted(
 
     outcomes = await many_times(settings, play)
     assert min(outcomes["deleted first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
+
+
+async def test_member_that_deletes_itself_disturbs_no_sealing(settings: Settings) -> None:
+    async def play(scene: Scene, chance: random.Random) -> str:
+        member = await make_external(scene.member_id)
+
+        async def go() -> str | None:
+            # It has more to do before it locks the group than a removal has.
+            await asyncio.sleep(chance.uniform(0, 2 * MAX_PAUSE_S))
+            await erasure.erase(member, None)
+            return await status(scene.post_id)
+
+        late_key_id, status_afterwards = await asyncio.gather(seal_slowly(scene, chance), go())
+        assert await status(scene.post_id) == "sealed"
+        assert await keys_of(scene.post_id) == {scene.owner_key_id, late_key_id}
+        return "deleted first" if status_afterwards == "pending" else "sealed first"
+
+    outcomes = await many_times(settings, play)
+    assert min(outcomes["deleted first"], outcomes["sealed first"]) > INTERLEAVINGS / 20, outcomes
 
 
 async def test_who_is_there_in_time_gets_a_key(settings: Settings) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -13,6 +12,7 @@ import pytest
 from server import database
 from server.sealing import keys as sealing_keys
 from server.sealing.encoding import encode_base64
+from tests.conftest import lasting
 from tests.people import Person, all_pages, code, good, person, random_id
 
 REQUEST_FIELDS = {
@@ -20,36 +20,11 @@ REQUEST_FIELDS = {
     *("fingerprint", "status", "created_at", "decided_at", "decided_by"),
 }
 ANY_SEALED_KEY = {"sealed_key": encode_base64(bytes(80))}
-
-
-@pytest.fixture(scope="module")
-async def alice(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Alice") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def bob(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Bob") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def carol(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Carol") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def dave(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Dave") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def stranger(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Mallory") as someone:
-        yield someone
+alice = lasting("Alice")
+bob = lasting("Bob")
+carol = lasting("Carol")
+dave = lasting("Dave")
+stranger = lasting("Mallory")
 
 
 class Story(NamedTuple):

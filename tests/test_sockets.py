@@ -17,6 +17,7 @@ from server.controllers import sockets
 from server.events import group_channel, timestamp, user_channel
 from server.settings import Settings
 from server.sockets import CHECK_EVERY_S
+from tests.conftest import lasting
 from tests.people import PATIENCE_S, Person, all_pages, good, open_socket, person, until
 from tests.processes import Api, environ_of, running_api_process
 from tests.test_requests import ask_often, begin
@@ -25,23 +26,9 @@ from tests.test_requests import ask_often, begin
 NOTICED_WITHIN_S = 5
 MAX_FRAME_BYTES = 65_536
 
-
-@pytest.fixture(scope="module")
-async def alice(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Alice") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def bob(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Bob") as someone:
-        yield someone
-
-
-@pytest.fixture(scope="module")
-async def carol(server: str) -> AsyncIterator[Person]:
-    async with person(server, "Carol") as someone:
-        yield someone
+alice = lasting("Alice")
+bob = lasting("Bob")
+carol = lasting("Carol")
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ import psutil
 import pytest
 
 from server.embedded import Engines
-from server.settings import FIELDS, SettingsError, load
+from server.settings import FIELDS, Settings, SettingsError, load
 from server.supervisor import STOP_WITHIN_S, pause
-from server.up import Sources, check_port, directions, write_all_secrets
+from server.up import Sources, check_port, directions, environ_for, with_secrets, write_all_secrets
 
 ROOT = Path(__file__).parent.parent
 UP = [sys.executable, "-P", "-m", "server.cli", "up"]
@@ -290,6 +290,7 @@ def test_second_run_on_the_same_folder_is_told(place: Path) -> None:
 
 def test_bad_setting_is_told_before_anything_starts(place: Path) -> None:
     assert refused(place, LOG_LEVEL="loud").startswith("LOG_LEVEL: must be one of")
+    assert refused(place, JWT_ISSUER="https://issuer.example").startswith("JWT_SECRET_KEY: not set")
     assert not (place / "data").exists()
 
 
@@ -312,7 +313,8 @@ def test_with_servers_of_ones_own_nothing_is_embedded_and_nothing_generated(
         assert {process.cmdline()[-1] for process in run.family()} == {"api", "worker"}
         assert set(files) & set(environ_of(run.child("api"))) == {"WORKER_PUBLIC_KEY_FILE", "REQUEST_MAC_KEY_FILE"}
         assert set(files) & set(environ_of(run.child("worker"))) == {"WORKER_PRIVATE_KEYS_FILE"}
-        assert not run.data_dir.exists()
+        # No engine and no secret; there is only room for files, as no other place was named.
+        assert [path.name for path in run.data_dir.iterdir()] == ["objects"]
         assert run.stop() == 0
         assert own.postgres.running
         assert own.valkey.running
@@ -359,6 +361,16 @@ def test_half_a_pair_is_told(place: Path) -> None:
     public = base64.b64encode(bytes(32)).decode()
     told = "WORKER_PRIVATE_KEYS: not set, but WORKER_PUBLIC_KEY is; set both or neither"
     assert refused(place, WORKER_PUBLIC_KEY=public) == told
+
+
+def test_secret_of_an_issuer_is_for_the_api_alone(place: Path) -> None:
+    secret = "an issuer's secret of forty-two characters"
+    settings = with_secrets(Settings(data_dir=place, database_url="postgresql://db", redis_url="redis://cache"))
+    for environ in ({"JWT_SECRET_KEY": secret}, {"JWT_SECRET_KEY_FILE": "secret"}):
+        assert environ_for("api", settings, environ).items() >= environ.items()
+        assert not environ_for("api", settings, {}).keys() & environ.keys()
+        for other in ("worker", "migrate"):
+            assert not environ_for(other, settings, environ).keys() & environ.keys()
 
 
 def test_restarts_come_at_once_and_then_ever_more_slowly() -> None:

@@ -2,16 +2,14 @@ from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from litestar import Response, get, patch, post
-from litestar.openapi.datastructures import ResponseSpec
+from litestar import get, patch, post
 from litestar.params import JSONBody
 
-from server import accounts, auth
-from server.accounts import Caller, NewToken
+from server import accounts, auth, credentials
 from server.bodies import Body, Request
-from server.channels import UNAVAILABLE
-from server.errors import Unavailable
+from server.credentials import Caller, NewToken
 from server.events import timestamp
+from server.quotas import NEVER_REFUSED
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100, examples=["Alice"])]
 Email = Annotated[str, msgspec.Meta(max_length=254, examples=["alice@example.org"])]
@@ -62,11 +60,6 @@ class LoginOut(msgspec.Struct):
     user: UserOut
 
 
-class TicketOut(msgspec.Struct):
-    ticket: str
-    expires_in: int
-
-
 def show_user(caller: Caller) -> UserOut:
     return UserOut(caller.user_id, caller.name, caller.email, timestamp(caller.created_at), caller.is_admin)
 
@@ -97,11 +90,19 @@ async def log_in(request: Request, data: JSONBody[Body[LoginIn]]) -> LoginOut:
     return LoginOut(show_token(token), show_user(caller))
 
 
-@post("/logout", operation_id="logOut", tags=["Accounts"], summary="End the presented session", status_code=204)
+@post(
+    "/logout",
+    operation_id="logOut",
+    security=auth.SESSION,
+    tags=["Accounts"],
+    summary="End the presented session",
+    status_code=204,
+    opt=NEVER_REFUSED,
+)
 async def log_out(request: Request) -> None:
     """Its WebSockets end within five seconds."""
-    accounts.check_session(request.user)
-    await accounts.log_out(request.user.credential_id)
+    credentials.check_session(request.user)
+    await credentials.log_out(request.user)
 
 
 @get("/me", operation_id="getMe", tags=["Accounts"], summary="Who am I")
@@ -110,10 +111,12 @@ async def get_me(request: Request) -> UserOut:
     return show_user(request.user)
 
 
-@patch("/me", operation_id="updateMe", tags=["Accounts"], summary="Change name, email or password")
+@patch(
+    "/me", operation_id="updateMe", security=auth.SESSION, tags=["Accounts"], summary="Change name, email or password"
+)
 async def update_me(request: Request, data: JSONBody[Body[UserPatch]]) -> UserOut:
     """A new password ends all other sessions and API keys, and their WebSockets."""
-    accounts.check_session(request.user)
+    credentials.check_session(request.user)
     changes = await data.read(request)
     if changes.current_password is not None:
         await request.limiter.login(client_address(request), request.user.email or "")
@@ -121,21 +124,5 @@ async def update_me(request: Request, data: JSONBody[Body[UserPatch]]) -> UserOu
     return show_user(caller)
 
 
-@post(
-    "/ws-tickets",
-    operation_id="createTicket",
-    tags=["WebSocket"],
-    summary="Buy a ticket that opens one WebSocket",
-    responses={201: ResponseSpec(TicketOut, description="Good once, for 30 seconds")},
-)
-async def create_ticket(request: Request) -> Response[TicketOut]:
-    """For browsers, which can't send the `Authorization` header. Its socket ends with the credential that bought it."""
-    try:
-        ticket = await auth.sell_ticket(request.redis, request.user)
-    except UNAVAILABLE:
-        raise Unavailable from None
-    return Response(TicketOut(ticket, auth.TICKET_SECONDS), status_code=201)
-
-
 PUBLIC = [sign_up, log_in]
-AUTHENTICATED = [log_out, get_me, update_me, create_ticket]
+AUTHENTICATED = [log_out, get_me, update_me]

@@ -117,15 +117,18 @@ async def create_post(request: Request, data: JSONBody[Body[PostIn]]) -> Respons
     Text exists in the memory of these two processes only. `status` is `pending` until then; `post.sealed` is announced.
     """
     new = await data.read(request, check_named_group(request, data))
-    row, is_new = await posts.publish(
-        request.user.user_id,
-        *(new.group_id, new.title, new.content, new.attachments, new.id),
-        *(request.worker_public_key, request.mac_key),
-    )
+    caller_id = request.user.user_id
+    async with request.quotas.reserve(caller_id, "posts", lambda: posts.is_known(new.id)) as reservation:
+        row, is_new = await posts.publish(
+            caller_id,
+            *(new.group_id, new.title, new.content, new.attachments, new.id),
+            *(request.worker_public_key, request.mac_key),
+        )
+        reservation.is_used = is_new
     return Response(
         show_post(row),
         status_code=201 if is_new else 200,
-        headers={"Location": f"/posts/{row['id']}"},
+        headers={"Location": f"{request.settings.root_path}/posts/{row['id']}"},
         background=BackgroundTask(enqueue_seal, request.redis, row["id"]) if is_new else None,
     )
 

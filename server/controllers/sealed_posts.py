@@ -8,7 +8,7 @@ from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
-from server import sealed_posts
+from server import posts, sealed_posts
 from server.after_commit import announce
 from server.bodies import Base64, Body, Request
 from server.controllers.keys import show_key
@@ -57,7 +57,7 @@ async def create_sealed_post(request: Request, data: JSONBody[Body[SealedPostIn]
     return Response(
         show_post(row),
         status_code=201 if is_new else 200,
-        headers={"Location": f"/posts/{row['id']}"},
+        headers={"Location": f"{request.settings.root_path}/posts/{row['id']}"},
         background=BackgroundTask(announce, request.redis, events),
     )
 
@@ -75,8 +75,11 @@ async def publish(request: Request, new: SealedPostIn) -> tuple[Any, bool, list[
         withheld=new.withheld,
         attachment_ids=new.attachments,
     )
+    caller_id = request.user.user_id
     try:
-        return await sealed_posts.publish(request.user.user_id, sealed, request.mac_key)
+        async with request.quotas.reserve(caller_id, "posts", lambda: posts.is_known(new.id)) as reservation:
+            row, reservation.is_used, events = await sealed_posts.publish(caller_id, sealed, request.mac_key)
+            return row, reservation.is_used, events
     except RecipientsChanged as changed:
         changed.facts["missing"] = [show_key(row) for row in changed.facts["missing"]]
         raise

@@ -20,10 +20,10 @@ from litestar import websocket
 from litestar.datastructures import State
 from litestar.exceptions import WebSocketDisconnect
 
-from server import accounts, auth, database, requests
-from server.accounts import Caller
+from server import auth, credentials, database, requests
 from server.channels import RECONNECTED, UNAVAILABLE, Overflowed
-from server.errors import Unauthenticated
+from server.credentials import READ, Caller
+from server.errors import ScopeRequired, Unauthenticated
 from server.events import once_id, write_frame
 from server.lists import EPOCH, Page, cut
 from server.settings import Settings
@@ -97,11 +97,16 @@ async def find_caller(socket: WebSocket) -> Caller:
         if token is None and settings.allow_query_token and "ticket" not in socket.query_params:
             token = socket.query_params.get("token")
         if token is not None:
-            return await accounts.authenticate(token)
+            caller = await auth.authenticate(socket.app, token)
+            credentials.check_scope(caller, READ)
+            return caller
         if "ticket" in socket.query_params:
-            return await auth.take_ticket(socket.app.state.redis, socket.query_params["ticket"])
+            mac_key = cast("bytes", settings.request_mac_key)
+            return await auth.take_ticket(socket.app.state.redis, mac_key, socket.query_params["ticket"])
     except Unauthenticated:
         raise Refused(BAD_CREDENTIAL, "the credential is not valid") from None
+    except ScopeRequired:
+        raise Refused(BAD_CREDENTIAL, "the API key has not the scope read") from None
     except UNAVAILABLE:
         raise Refused(TRY_LATER, "try again") from None
     raise Refused(NO_CREDENTIAL, "a credential is needed")

@@ -30,6 +30,11 @@ def request_mac(key: bytes, message: bytes) -> bytes:
     return keyed_blake2b_256(key, message)
 
 
+def sha256(message: bytes) -> bytes:
+    """SHA-256: 32 bytes."""
+    return hashlib.sha256(message).digest()
+
+
 def token_hash(token: str) -> bytes:
     """SHA-256 of a token, 32 bytes. A token holds 256 random bits, so that a plain hash can't be searched."""
     # Tokens come from strangers: "surrogatepass" gives bytes for every str there is, different ones for different ones.
