@@ -22,10 +22,12 @@ READY_WITHIN_S = 60
 class Running(NamedTuple):
     url: str
     database_url: str
+    pid: int
+    """Of `secureblogs up`, whose children are the API and the worker."""
 
 
 @contextlib.asynccontextmanager
-async def running_server() -> AsyncIterator[Running]:
+async def running_server(**settings: str) -> AsyncIterator[Running]:
     """A fresh server with its own engines, one API and one worker, as in production but for the rate limits."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -38,6 +40,7 @@ async def running_server() -> AsyncIterator[Running]:
             "PORT": str(port),
             "RATE_LIMITS": "off",
             "LOG_LEVEL": "warning",
+            **settings,
         }
         command = [sys.executable, "-m", "server.cli", "up"]
         process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)  # noqa: ASYNC220, S603 - our own command, at the start
@@ -47,7 +50,7 @@ async def running_server() -> AsyncIterator[Running]:
             found = addresses(data_dir)
             if found is None:
                 raise RuntimeError("the engines are not there")
-            yield Running(url, found[0])
+            yield Running(url, found[0], process.pid)
         finally:
             process.terminate()
             process.wait(30)

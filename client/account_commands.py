@@ -12,13 +12,13 @@ from client.models import Token, User
 from client.profile import Profile, Session
 from client.terminal import line, say, show_fields, show_json, when
 
-_password_stdin = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
+password_stdin_option = click.option("--password-stdin", is_flag=True, help="Read the password from standard input.")
 
 
 @click.command("sign-up")
 @click.argument("email")
 @click.option("--name", help="The name that others see.")
-@_password_stdin
+@password_stdin_option
 @json_option
 @verb
 async def sign_up(profile: Profile, email: str, name: str | None, password_stdin: bool, as_json: bool) -> None:
@@ -45,7 +45,7 @@ async def sign_up(profile: Profile, email: str, name: str | None, password_stdin
 
 @click.command()
 @click.argument("email", required=False)
-@_password_stdin
+@password_stdin_option
 @json_option
 @verb
 async def login(profile: Profile, email: str | None, password_stdin: bool, as_json: bool) -> None:

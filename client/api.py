@@ -4,9 +4,9 @@
         async for post in client.posts():
             ...
 
-Sealing and opening posts, making keys and granting take private keys as well: see `client.posting`, `client.reading`,
-`client.enrolling`, `client.linking` and `client.granting`. Lists are async iterators that fetch the next page when it
-is needed. Each call raises what `client.errors` names.
+Sealing and opening posts and files, making keys and granting take private keys as well: see `client.posting`,
+`client.reading`, `client.uploads`, `client.downloads`, `client.enrolling`, `client.linking` and `client.granting`.
+Lists are async iterators that fetch the next page when it is needed. Each call raises what `client.errors` names.
 """
 
 import asyncio
@@ -14,28 +14,39 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 
+import msgspec
 from uuid_utils.compat import uuid7
 
 from client.errors import BadAnswer, Substituted
 from client.events import Event, event_of
 from client.follow import Follower, Renew
 from client.models import (
+    ApiKey,
+    AuditEntry,
+    DownloadLink,
     Group,
     Key,
     LoggedIn,
     Member,
+    NewApiKey,
+    NewDownloadLink,
+    OpenSession,
     Page,
     Post,
     ReadRequest,
     SealedKey,
     SignedUp,
+    StoredFile,
     Ticket,
+    Usage,
     User,
     UserKeys,
 )
-from client.transport import Retries, Transport
+from client.streams import SealedStream
+from client.transport import Content, Retries, Transport
 from server.sealing.posts import PostIds, SealedPost
 
 Item = TypeVar("Item")
@@ -43,6 +54,10 @@ Item = TypeVar("Item")
 PAGE_SIZE = 100
 # As the server widens it: clocks differ, and transactions commit late.
 REPLAY_MARGIN = timedelta(seconds=60)
+
+
+class _ExportEnd(msgspec.Struct, tag_field="type", tag="end"):
+    lines: int
 
 
 class Client:
@@ -110,9 +125,77 @@ class Client:
     async def me(self) -> User:
         return await self._transport.fetch("GET", "/me", User)
 
+    async def update_me(
+        self,
+        *,
+        name: str | None = None,
+        email: str | None = None,
+        password: str | None = None,
+        current_password: str | None = None,
+    ) -> User:
+        """Change one's own name, email or password; the latter two need the current password.
+
+        A new password ends all other sessions and API keys. Forbidden `wrong_password`, Conflict `email_taken`.
+        """
+        body = {"name": name, "email": email, "password": password, "current_password": current_password}
+        return await self._transport.fetch("PATCH", "/me", User, body=body)
+
     async def buy_ticket(self) -> Ticket:
         """A single-use credential for one WebSocket, for where no header can be set."""
         return await self._transport.fetch("POST", "/ws-tickets", Ticket)
+
+    async def delete_account(self, password: str) -> None:
+        """Delete one's own account, for good, with all its posts. Conflict `last_owner`, with the `group_ids`."""
+        await self._transport.send("POST", "/me/delete", body={"password": password})
+        self.token = None
+
+    async def export(self) -> AsyncIterator[bytes]:
+        """All that the server stores about the caller, a line of JSON each. Raises BadAnswer if it was cut off."""
+        count = 0
+        last = b""
+        async for line in self._transport.stream_lines("/me/export"):
+            count += 1
+            last = line
+            yield line
+        try:
+            end = msgspec.json.decode(last, type=_ExportEnd)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            end = None
+        if end is None or end.lines != count - 1:
+            raise BadAnswer("the export was cut off: it is not whole")
+
+    async def usage(self) -> Usage:
+        """What the caller did and may do, by day of UTC."""
+        return await self._transport.fetch("GET", "/me/usage", Usage)
+
+    def audit(self, group_id: UUID | None = None) -> AsyncIterator[AuditEntry]:
+        """What the caller did and what was done to it, newest first; or all in a group, for its owners."""
+        path = "/me/audit" if group_id is None else f"/groups/{group_id}/audit"
+        return self._list(path, Page[AuditEntry])
+
+    # Credentials
+
+    def sessions(self) -> AsyncIterator[OpenSession]:
+        """Where the caller is logged in, newest first."""
+        return self._list("/sessions", Page[OpenSession])
+
+    async def end_session(self, session_id: UUID) -> None:
+        """End a session of the caller's own, and its WebSockets."""
+        await self._transport.send("DELETE", f"/sessions/{session_id}")
+
+    async def create_api_key(
+        self, label: str, *, scopes: Sequence[str] | None = None, expires: datetime | None = None
+    ) -> NewApiKey:
+        """A token for programs, shown this once. `scopes` are `read` and `write`, both if left out."""
+        body = {"label": label, "scopes": scopes, "expires": expires}
+        return await self._transport.fetch("POST", "/api-keys", NewApiKey, body=body)
+
+    def api_keys(self) -> AsyncIterator[ApiKey]:
+        """The caller's own, newest first; those that are over, too, for a while."""
+        return self._list("/api-keys", Page[ApiKey])
+
+    async def revoke_api_key(self, api_key_id: UUID) -> None:
+        await self._transport.send("DELETE", f"/api-keys/{api_key_id}")
 
     # Keys
 
@@ -195,12 +278,27 @@ class Client:
 
     # Posts
 
-    async def create_post(self, group_id: UUID, title: str, content: str, *, post_id: UUID | None = None) -> Post:
+    async def create_post(
+        self,
+        group_id: UUID,
+        title: str,
+        content: str,
+        *,
+        attachment_ids: Sequence[UUID] = (),
+        post_id: UUID | None = None,
+    ) -> Post:
         """Have the server, which then sees the text, seal a post; `client.posting.publish` seals it here.
 
-        It is `pending` until a worker has sealed it; see `wait_until_sealed`.
+        It is `pending` until a worker has sealed it; see `wait_until_sealed`. Attachments are files that the server
+        has sealed as well.
         """
-        body = {"id": post_id or uuid7(), "group_id": group_id, "title": title, "content": content}
+        body = {
+            "id": post_id or uuid7(),
+            "group_id": group_id,
+            "title": title,
+            "content": content,
+            "attachments": attachment_ids or None,
+        }
         return await self._transport.fetch("POST", "/posts", Post, body=body, repeatable=True)
 
     async def create_sealed_post(
@@ -210,6 +308,7 @@ class Client:
         signing_key_id: UUID,
         sealed_keys: Sequence[SealedKey],
         withheld: Sequence[UUID] = (),
+        attachment_ids: Sequence[UUID] = (),
     ) -> Post:
         """Store a post that was sealed here, by `client.posting`: to exactly the group's active keys, or openly not.
 
@@ -225,6 +324,7 @@ class Client:
             "signing_key_id": signing_key_id,
             "sealed_keys": sealed_keys,
             "withheld": withheld,
+            "attachments": attachment_ids or None,
         }
         return await self._transport.fetch("POST", "/posts/sealed", Post, body=body, repeatable=True)
 
@@ -264,6 +364,40 @@ class Client:
         """Add a post's key for further active keys of the caller's own."""
         body = {"sealed_keys": sealed_keys}
         return await self._transport.fetch("POST", f"/posts/{post_id}/keys", Post, body=body, repeatable=True)
+
+    # Attachments
+
+    async def upload_sealed_file(self, file_id: UUID, stream: Content) -> StoredFile:
+        """Store the stream of a file that was sealed here, by `client.uploads`, with this id in it.
+
+        Conflict `id_taken`, Invalid `too_large`, RateLimited `quota_exceeded`.
+        """
+        query = {"id": file_id, "sealed": "true"}
+        headers = {"Content-Type": "application/octet-stream"}
+        return await self._transport.upload("/attachments", StoredFile, stream, query=query, headers=headers)
+
+    async def upload_file(self, file_id: UUID, name: str, media_type: str, content: Content) -> StoredFile:
+        """Have the server, which then sees the file, seal it as it comes."""
+        headers = {"Content-Type": media_type, "X-Filename": f"UTF-8''{quote(name, safe='')}"}
+        return await self._transport.upload("/attachments", StoredFile, content, query={"id": file_id}, headers=headers)
+
+    def file_stream(self, file_id: UUID) -> SealedStream:
+        """The sealed stream of a file; `client.downloads` opens it."""
+        return SealedStream(self._transport, f"/attachments/{file_id}")
+
+    async def create_download_link(
+        self, file_id: UUID, expires_in: timedelta, max_downloads: int | None = None
+    ) -> NewDownloadLink:
+        """A link that needs no credential, for 60 s to 30 days; `client.download_links` adds what opens the file."""
+        body = {"expires_in": int(expires_in.total_seconds()), "max_downloads": max_downloads}
+        return await self._transport.fetch("POST", f"/attachments/{file_id}/links", NewDownloadLink, body=body)
+
+    def download_links(self, file_id: UUID) -> AsyncIterator[DownloadLink]:
+        """The caller's own links to a file, newest first; ended ones too, for a while."""
+        return self._list(f"/attachments/{file_id}/links", Page[DownloadLink])
+
+    async def revoke_download_link(self, link_id: UUID) -> None:
+        await self._transport.send("DELETE", f"/links/{link_id}")
 
     # Read requests
 

@@ -7,8 +7,9 @@ key, wrong passphrase), 5 can't be opened or verified, 130 interrupted.
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from client import prompts, terminal
 from client.api import Client
 from client.errors import (
     BadAddress,
+    BadFileLink,
     BadLinkCode,
     BadText,
     CannotOpen,
@@ -26,6 +28,7 @@ from client.errors import (
     GrantReturned,
     HeldElsewhere,
     IdentityError,
+    KeyRevoked,
     NetworkError,
     NoCredential,
     NoIdentity,
@@ -40,7 +43,7 @@ from client.errors import (
     WrongPostKey,
 )
 from client.identity import Identity, read_identity
-from client.models import Group
+from client.models import Group, Member
 from client.people import People
 from client.pins import read_pins, save_pins
 from client.profile import Profile, Session, open_profile
@@ -53,14 +56,16 @@ Verb = Callable[Concatenate[Profile, Options], Awaitable[None]]
 USAGE, NETWORK, CREDENTIALS, UNVERIFIED, INTERRUPTED = 2, 3, 4, 5, 130
 
 _EXIT_CODES: tuple[tuple[tuple[type[ClientError], ...], int], ...] = (
-    ((BadAddress, BadLinkCode, BadText), USAGE),
+    ((BadAddress, BadFileLink, BadLinkCode, BadText), USAGE),
     ((NetworkError, Unavailable), NETWORK),
     ((Unauthenticated, NotLoggedIn, NoCredential, IdentityError, CredentialEnded), CREDENTIALS),
     ((CannotOpen,), UNVERIFIED),
 )
 
 _LOG_IN = "log in with `secureblogs login`"
+OTHERS_DECIDE = "the post's author, or an owner of the group, decides; `secureblogs tail` tells when"
 _NEW_KEY = "make one with `secureblogs key new`"
+_NEW_KEY_AGAIN = "make another one with `secureblogs key new`"
 
 _ADVICE_BY_CODE = {
     "unauthenticated": _LOG_IN,
@@ -71,6 +76,7 @@ _ADVICE_BY_CODE = {
     "already_readable": "read it with `secureblogs post read`",
     "last_owner": "make somebody else an owner first",
     "not_owner": "ask an owner of the group",
+    "own_request": OTHERS_DECIDE,
     "no_recipients": "nobody in the group has a key yet; begin with `secureblogs key new`",
     "already_requested": "it was asked for another key; see `secureblogs requests list --role requester`",
     "already_decided": "see `secureblogs requests list --status all`",
@@ -131,22 +137,35 @@ def advise(error: ClientError) -> str | None:  # noqa: PLR0911, PLR0912 - a tabl
         case NotReadable():
             advice = _ADVICE_BY_ACCESS.get(error.access)
             return advice and advice.format(post=error.post_id)
+        case HeldElsewhere() if error.key_id is None:
+            return _NEW_KEY
         case HeldElsewhere():
-            return f"have it handed on by the device that can read it: `secureblogs key link {error.key_id or 'KEY'}`"
+            return f"have it handed on by the device that can read it: `secureblogs key link {error.key_id}`"
+        case KeyRevoked():
+            return _NEW_KEY_AGAIN
         case WrongPostKey():
             return "tell its author, who can post it again"
         case GrantReturned() if error.asked_again is not None:
             return "`secureblogs tail` tells when it is decided"
         case UntrustedRecipients():
+            user_ids = sorted({one.user_id for one in error.untrusted})
             return (
                 f"{'; '.join(_unknown_key(one) for one in error.untrusted)}; compare them, then "
-                f"{' and '.join(sorted({f'`secureblogs key verify {one.user_id}`' for one in error.untrusted}))}, "
-                "or leave them out: --withhold USER, --withhold-untrusted"
+                f"{' and '.join(f'`secureblogs key verify {one}`' for one in user_ids)}, "
+                f"or leave them out: {' '.join(f'--withhold {one}' for one in user_ids)}, or --withhold-untrusted"
             )
         case UntrustedKey():
             return f"{_unknown_key(error)}; compare it with them, then `secureblogs key verify {error.user_id}`"
         case Refused() if error.code == "recently_denied":
             return f"ask again after {terminal.when(error.problem.retry_at)}"
+        case Refused() if error.code == "last_owner" and error.problem.group_ids:
+            groups = " and ".join(str(one) for one in error.problem.group_ids)
+            return f"make somebody else an owner of {groups} first, or delete what nobody needs"
+        case Refused() if error.code == "quota_exceeded" and error.retry_after is not None:
+            begins = datetime.now(UTC) + timedelta(seconds=error.retry_after)
+            return f"it begins anew at {terminal.when(begins)}; `secureblogs usage` shows what you did"
+        case Unauthenticated() if os.environ.get("SECUREBLOGS_TOKEN"):
+            return "SECUREBLOGS_TOKEN is set, and that is the credential which is refused"
         case Refused() if error.retry_after is not None:
             return f"try again in {error.retry_after:.0f} s"
         case Refused():
@@ -175,7 +194,11 @@ def _warn_of_clear_text(profile: Profile) -> None:
 
 @asynccontextmanager
 async def connected(profile: Profile, retries: Retries | None = None) -> AsyncIterator[tuple[Client, Session]]:
-    """A client with the credential of the profile's session."""
+    """A client with the credential of SECUREBLOGS_TOKEN, if that is set, or else of the profile's session."""
+    if profile.given_token is not None:
+        async with Client(profile.server(), profile.given_token, retries=retries) as client:
+            yield client, profile.session_of_token(client.address, await client.me())
+        return
     session = profile.live_session()
     async with Client(session.server, session.token, retries=retries) as client:
         yield client, session
@@ -217,13 +240,47 @@ async def take(items: AsyncIterator[Item], limit: int) -> list[Item]:
 
 async def find_group(client: Client, name_or_id: str) -> Group:
     """The group of an id, or the only one of that name among the caller's."""
+    if (group_id := as_id(name_or_id)) is not None:
+        return await client.group(group_id)
+    named = [group async for group in client.groups() if group.name == name_or_id]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        ids = ", ".join(str(group.id) for group in named)
+        raise click.UsageError(f"{len(named)} of your groups have this name: give the id, one of {ids}.")
+    raise click.UsageError("You are in no group of this name: see `secureblogs group list`.")
+
+
+async def find_member(client: Client, group: Group, user: str) -> UUID:
+    """The id of USER: itself, or that of a member with this address, as far as it may be seen, or this name."""
+    user_id = as_id(user)
+    return user_id or _only_one([one async for one in client.members(group.id)], user, f"in {group.name}")
+
+
+async def find_user(client: Client, user: str) -> UUID:
+    """The like, among the members of all groups of the caller."""
+    if (user_id := as_id(user)) is not None:
+        return user_id
+    members = [member async for group in client.groups() async for member in client.members(group.id)]
+    return _only_one(members, user, "in your groups")
+
+
+def as_id(text: str) -> UUID | None:
     try:
-        group_id = UUID(name_or_id)
+        return UUID(text)
     except ValueError:
-        named = [group async for group in client.groups() if group.name == name_or_id]
-        if len(named) == 1:
-            return named[0]
-        if named:
-            raise click.UsageError(f"{len(named)} of your groups have this name: give the id.") from None
-        raise click.UsageError("You are in no group of this name: see `secureblogs group list`.") from None
-    return await client.group(group_id)
+        return None
+
+
+def _only_one(members: Iterable[Member], user: str, where: str) -> UUID:
+    wanted = user.strip().casefold()
+    # Everybody chooses a name as they like: one that looks like an address is not taken for it.
+    is_address = "@" in wanted
+    found = {one.user_id for one in members if ((one.email or "") if is_address else one.name).casefold() == wanted}
+    if len(found) == 1:
+        return found.pop()
+    what = "address" if is_address else "name"
+    if found:
+        ids = ", ".join(str(one) for one in sorted(found))
+        raise ClientError(f"{len(found)} people {where} have the {what} {user}: give the id, one of {ids}")
+    raise ClientError(f"nobody {where} has the {what} {user}, as far as you may know: give the user's id")

@@ -16,8 +16,7 @@ from client.pins import Trust, is_same_fingerprint
 from client.profile import Profile
 from client.progress import bar
 from client.serving import HOUR, Allowance, Decision, consider, describe, read_approvals, write_decision
-from client.tail import renewal
-from client.tail import tell as tell_event
+from client.tail import renewal, tell_connection
 from client.terminal import count, line, note, say, show_fields, show_json, warn
 
 SHOWN_TITLES = 10
@@ -106,7 +105,7 @@ async def requests_serve(profile: Profile, auto_approve_verified: bool, per_hour
                         _tell(decision, as_json=as_json)
                     case CaughtUp() | ConnectionAccepted() | Disconnected() | More():
                         if not as_json:
-                            tell_event(event)
+                            tell_connection(event)
 
 
 def _of_user(waiting: Sequence[ReadRequest], whose: str | None) -> list[ReadRequest]:
@@ -118,7 +117,10 @@ def _of_user(waiting: Sequence[ReadRequest], whose: str | None) -> list[ReadRequ
     except ValueError:
         named = {one.requester_id for one in waiting if one.requester_name == whose}
         if len(named) > 1:
-            raise click.UsageError(f"{len(named)} of those who ask have this name: give the id.") from None
+            ids = ", ".join(str(one) for one in sorted(named))
+            raise click.UsageError(
+                f"{len(named)} of those who ask have this name: give the id, one of {ids}."
+            ) from None
         user_id = next(iter(named), None)
     return [one for one in waiting if one.requester_id == user_id]
 

@@ -27,7 +27,7 @@ from client.models import Post, User
 from client.people import People
 from client.pins import Pins
 from client.post_commands import content_of, describe_seal
-from client.posting import publish
+from client.posting import NewPost, publish
 from client.profile import Profile
 from client.reading import OpenedPost, open_post, read_post
 from client.terminal import line, say
@@ -118,7 +118,8 @@ async def _post_and_wait(step: "_Steps", alice: Person, ear: "_Ear", group_id: U
 
 async def _seal_and_post(step: "_Steps", alice: Person, ear: "_Ear", group_id: UUID) -> UUID:
     begun = time.perf_counter()
-    posted = await publish(alice.client, alice.identity, alice.people, group_id, alice.user.id, TITLE, CONTENT)
+    new = NewPost(group_id, alice.user.id, TITLE, CONTENT)
+    posted = await publish(alice.client, alice.identity, alice.people, new)
     stored = time.perf_counter()
     post, keys = posted.post, len(posted.recipients.accepted)
     _check(post.status == "sealed" and post.sealed_by == "author", f"it was {post.status} by the {post.sealed_by}")

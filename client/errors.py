@@ -4,6 +4,7 @@ Each error is one fact, and its text is one line that a person can read. Text th
 came: whoever prints it to a terminal cleans it first (`client.terminal`).
 """
 
+import re
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -25,6 +26,10 @@ class BadText(ClientError):
 
 class BadLinkCode(ClientError):
     """What was given as the code of a new device is none, or not all of it."""
+
+
+class BadFileLink(ClientError):
+    """What was given as a link to a file is none, or not all of it."""
 
 
 class NetworkError(ClientError):
@@ -52,6 +57,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     errors: tuple[FieldProblem, ...] = ()
     request_id: UUID | None = None
     retry_at: datetime | None = None
+    group_ids: tuple[UUID, ...] = ()
     missing: tuple[Any, ...] = ()
     unknown: tuple[UUID, ...] = ()
 
@@ -122,7 +128,7 @@ class NoCredential(ClientError):
 
 
 class StorageError(ClientError):
-    """A file of this program can't be read or written, or others may read it."""
+    """A file can't be read or written, or one of this program's own is open to others."""
 
 
 class IdentityError(ClientError):
@@ -158,6 +164,14 @@ class HeldElsewhere(CannotOpen):
         self.key_id = key_id
         """The newest key of this device, which another one can hand the post to."""
         super().__init__("this post is readable with a key of yours that is not on this device")
+
+
+class KeyRevoked(CannotOpen):
+    """A post is sealed to other keys of the reader, and those of this device are revoked."""
+
+    def __init__(self, key_id: UUID) -> None:
+        self.key_id = key_id
+        super().__init__("this device's key was revoked: no post is served to it any more")
 
 
 class WrongPostKey(CannotOpen):
@@ -210,6 +224,8 @@ class UntrustedRecipients(UntrustedKey):
         self.untrusted = untrusted
 
 
+_LENGTH = re.compile(r"Expected `(?P<kind>str|array)` of length (?P<bound>[<>]=) (?P<length>\d+)")
+
 _BY_STATUS: dict[int, type[Refused]] = {
     400: Invalid,
     401: Unauthenticated,
@@ -231,6 +247,22 @@ def refusal(problem: Problem, retry_after: float | None = None) -> Refused:
 
 def describe(problem: Problem) -> str:
     """One line: what is wrong, and where."""
-    line = problem.detail or problem.title or f"the server answered {problem.status}"
-    places = [f"{field.pointer or '/'}: {field.detail}" for field in problem.errors]
-    return f"{line} ({'; '.join(places)})" if places else line
+    said = problem.detail or problem.title or f"the server answered {problem.status}"
+    places = "; ".join(f"{field.pointer.lstrip('/') or 'the request'}: {_phrase(field)}" for field in problem.errors)
+    if not places:
+        return said
+    # Of what is merely invalid the places say all there is to know.
+    return places if problem.code == "invalid" else f"{said} ({places})"
+
+
+def _phrase(field: FieldProblem) -> str:
+    """What is wrong with one field. Of its length the server speaks as programs do."""
+    found = _LENGTH.fullmatch(field.detail)
+    if found is None:
+        return field.detail
+    is_text, bound, length = found["kind"] == "str", found["bound"], int(found["length"])
+    if (bound, length) == (">=", 1):
+        return "is empty"
+    thing = "character" if is_text else "item"
+    counted = f"{length} {thing}" if length == 1 else f"{length} {thing}s"
+    return f"is shorter than {counted}" if bound == ">=" else f"is longer than {counted}"

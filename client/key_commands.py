@@ -8,7 +8,7 @@ import msgspec
 import rich_click as click
 
 from client import files, prompts
-from client.commands import connected, json_option, open_people, verb, yes_option
+from client.commands import connected, find_user, json_option, open_people, verb, yes_option
 from client.enrolling import new_key
 from client.errors import CannotOpen, NoCredential, UntrustedKey
 from client.identity import Identity, read_identity, write_identity
@@ -18,7 +18,7 @@ from client.models import Key
 from client.people import People
 from client.pins import check_key, confirm, match_fingerprints, note_revoked, read_pins, save_pins, standing
 from client.profile import Profile, Session
-from client.terminal import line, note, say, show_fields, show_json, show_record, warn, when
+from client.terminal import line, note, say, show_fields, show_json, show_table, warn, when
 
 
 @click.group()
@@ -97,17 +97,18 @@ async def key_new(
 
 
 @key.command("list")
-@click.option("--user", "user_id", type=click.UUID, help="Another user's keys, and how far they are trusted.")
+@click.option("--user", "whose", metavar="USER", help="Another user's keys, and how far they are trusted.")
 @json_option
 @verb
-async def key_list(profile: Profile, user_id: UUID | None, as_json: bool) -> None:
-    """List your keys, or another user's.
+async def key_list(profile: Profile, whose: str | None, as_json: bool) -> None:
+    """List your keys, or those of USER: an id, or the name or email address of somebody in your groups.
 
     \b
     secureblogs key list
-    secureblogs key list --user 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    secureblogs key list --user bob@example.org
     """
     async with connected(profile) as (client, session):
+        user_id = None if whose is None else await find_user(client, whose)
         if user_id is None or user_id == session.user_id:
             shown = [(one, _own_state(one, session)) async for one in client.own_keys()]
         else:
@@ -117,8 +118,10 @@ async def key_list(profile: Profile, user_id: UUID | None, as_json: bool) -> Non
     if as_json:
         show_json([{**_key_as_json(one), "state": state} for one, state in shown])
         return
-    for one, state in shown:
-        show_record([one.label, one.id, state, when(one.created_at), check_key(one)])
+    show_table(
+        ["label", "id", "state", "made", "fingerprint"],
+        ([one.label, one.id, state, when(one.created_at), check_key(one)] for one, state in shown),
+    )
     if not shown:
         note("No keys yet: secureblogs key new")
 
@@ -147,21 +150,23 @@ async def key_revoke(profile: Profile, key_id: UUID, yes: bool) -> None:
 
 
 @key.command("verify")
-@click.argument("user_id", metavar="USER", type=click.UUID)
+@click.argument("whose", metavar="USER")
 @click.argument("fingerprints", metavar="[FINGERPRINT]...", nargs=-1)
 @yes_option
 @verb
-async def key_verify(profile: Profile, user_id: UUID, fingerprints: tuple[str, ...], yes: bool) -> None:
+async def key_verify(profile: Profile, whose: str, fingerprints: tuple[str, ...], yes: bool) -> None:
     """Mark fingerprints of USER as verified, once you have compared them by another way than this server.
 
-    Type what they read out to you, spaces or not: it is compared with the keys that the server shows. Without a
-    FINGERPRINT those of all active keys are shown for you to compare.
+    USER is an id, or the name or email address that only one person in your groups has. Type what they read out to
+    you, spaces or not: it is compared with the keys that the server shows. Without a FINGERPRINT those of all active
+    keys are shown for you to compare.
 
     \b
-    secureblogs key verify 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3
+    secureblogs key verify Bob
     secureblogs key verify 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3 "21b9 a9ff …"
     """
     async with connected(profile) as (client, _):
+        user_id = await find_user(client, whose)
         user = await client.user_keys(user_id)
     pinned = read_pins(profile.pins_path).users.get(user_id, ())
     if fingerprints:
@@ -170,7 +175,8 @@ async def key_verify(profile: Profile, user_id: UUID, fingerprints: tuple[str, .
         compared = {check_key(one) for one in user.keys if one.revoked_at is None}
         if not compared:
             raise CannotOpen("this user has no active key")
-        note(f"{line(user.name)} has these keys. Compare them by another way than this server, in person or by phone:")
+        note(f"{line(user.name)} ({user_id}) has these keys.")
+        note("Compare them by another way than this server, in person or by phone:")
         for one in user.keys:
             if one.revoked_at is None:
                 say(f"{check_key(one)}  {standing(pinned, check_key(one))}  {line(one.label)}")

@@ -4,6 +4,7 @@ Bytes travel as base64 and arrive here as bytes; times carry their zone. States 
 `sealed_by`) stay strings: a word that this version does not know is no reason to fail.
 """
 
+import datetime as dt
 from datetime import datetime
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -42,6 +43,66 @@ class SignedUp(User, frozen=True, kw_only=True):
 class LoggedIn(Struct, frozen=True, kw_only=True):
     token: Token
     user: User
+
+
+class OpenSession(Struct, frozen=True, kw_only=True):
+    """Where the caller is logged in. `is_current` is the session that asked."""
+
+    id: UUID
+    created_at: datetime
+    expires: datetime
+    is_current: bool
+
+
+class ApiKey(Struct, frozen=True, kw_only=True):
+    """A credential for programs. `scopes` are `read` and `write`; without `expires` it never ends by itself."""
+
+    id: UUID
+    label: str
+    scopes: list[str]
+    created_at: datetime
+    expires: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class NewApiKey(ApiKey, frozen=True, kw_only=True):
+    token: str
+    """`sbk_…`. It is shown once and can't be asked for again."""
+
+    def __repr__(self) -> str:
+        # The token is as good as the password: not into tracebacks.
+        return f"NewApiKey(id={self.id!s})"
+
+
+class Counts(Struct, frozen=True, kw_only=True):
+    requests: int
+    posts: int
+    upload_bytes: int
+
+
+class Day(Counts, frozen=True, kw_only=True):
+    date: dt.date
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What the caller did today, may do a day (0 is any number), and did on each of the last days, newest first."""
+
+    today: Counts
+    limits: Counts
+    days: list[Day]
+
+
+class AuditEntry(Struct, frozen=True, kw_only=True):
+    """Who did what, to whom. `ids` has further ids and fixed words, never a text that somebody wrote."""
+
+    id: UUID
+    at: datetime
+    action: str
+    actor_id: UUID | None = None
+    group_id: UUID | None = None
+    user_id: UUID | None = None
+    ids: dict[str, str | list[str]] = {}
 
 
 class Key(Struct, frozen=True, kw_only=True):
@@ -139,3 +200,33 @@ class Ticket(Struct, frozen=True, kw_only=True):
 
     ticket: str
     expires_in: int
+
+
+class StoredFile(Struct, frozen=True, kw_only=True):
+    """A file that was uploaded: its `size` and that of its sealed stream, in bytes."""
+
+    id: UUID
+    sealed_by: str
+    size: int
+    sealed_size: int
+
+
+class DownloadLink(Struct, frozen=True, kw_only=True):
+    """Who has its address downloads a sealed stream until it `expires`; `downloads_left` is None for any number."""
+
+    id: UUID
+    created_at: datetime
+    expires: datetime
+    downloads_left: int | None = None
+    revoked_at: datetime | None = None
+
+
+class NewDownloadLink(Struct, frozen=True, kw_only=True):
+    id: UUID
+    url: str
+    """It is shown once and can't be asked for again."""
+    expires: datetime
+
+    def __repr__(self) -> str:
+        # Who has the address has the stream: not into tracebacks.
+        return f"NewDownloadLink(id={self.id!s})"

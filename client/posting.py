@@ -10,7 +10,7 @@ the very checks of the others before anything is sealed to it.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -36,6 +36,7 @@ from client.recipients import Recipients, Withheld, Withhold, check_withheld, ch
 from server.sealing import posts as sealing_posts
 from server.sealing.errors import SealingError
 from server.sealing.posts import PostIds, SealedPost
+from server.sealing.texts import Attachment
 
 # Members may come and go while a post is on its way; a server that never agrees must not keep us for ever.
 SENDING_TRIES = 8
@@ -43,22 +44,48 @@ KEYS_AT_ONCE = 256
 MAX_TITLE_CHARACTERS = 200
 
 
+class NewPost(Struct, frozen=True):
+    """What is to be posted, by whom, and to which group.
+
+    It is signed with the named key, or the newest of the author's active ones that the identity holds. `known` are
+    users that earlier posts to this group were sealed to: the others are checked against its members and told as
+    newcomers. The same `id` makes it the same post, however often it is sent. `attachments` are files of the author's
+    that `client.uploads` has sealed and sent.
+    """
+
+    group_id: UUID
+    author_id: UUID
+    title: str
+    content: str
+    withhold: Withhold = Withhold()
+    known: frozenset[UUID] = frozenset()
+    signing_key_id: UUID | None = None
+    attachments: tuple[Attachment, ...] = ()
+    id: UUID = msgspec.field(default_factory=uuid7)
+
+    def __repr__(self) -> str:
+        # Not a word of the text into a traceback.
+        return f"NewPost(id={self.id!s})"
+
+
 class Outgoing(Struct, frozen=True, kw_only=True):
     """A sealed post that only has to be sent: sending it twice is the same as once."""
 
-    ids: PostIds
+    new: NewPost
     sealed: SealedPost
     post_key: bytes
     signing_key_id: UUID
     recipients: Recipients
     sealed_keys: dict[UUID, bytes]
     """80 bytes each, by the id of the key that they are sealed to."""
-    withhold: Withhold
-    known: frozenset[UUID]
+
+    @property
+    def ids(self) -> PostIds:
+        return PostIds(self.new.id, self.new.group_id, self.new.author_id)
 
     def __repr__(self) -> str:
         # The key opens the post: not into a traceback.
-        return f"Outgoing(post={self.ids.post!s})"
+        return f"Outgoing(post={self.new.id!s})"
 
 
 class Posted(Struct, frozen=True, kw_only=True):
@@ -68,83 +95,40 @@ class Posted(Struct, frozen=True, kw_only=True):
     recipients: Recipients
 
 
-async def publish(
-    client: Client,
-    identity: Identity,
-    people: People,
-    group_id: UUID,
-    author_id: UUID,
-    title: str,
-    content: str,
-    *,
-    withhold: Withhold | None = None,
-    known: Collection[UUID] = (),
-    signing_key_id: UUID | None = None,
-    post_id: UUID | None = None,
-) -> Posted:
+async def publish(client: Client, identity: Identity, people: People, new: NewPost) -> Posted:
     """Seal a post here and send it: `prepare_post` and `send_post` in one."""
-    outgoing = await prepare_post(
-        client,
-        identity,
-        people,
-        group_id,
-        author_id,
-        title,
-        content,
-        withhold=withhold,
-        known=known,
-        signing_key_id=signing_key_id,
-        post_id=post_id,
-    )
-    return await send_post(client, people, outgoing)
+    return await send_post(client, people, await prepare_post(client, identity, people, new))
 
 
-async def prepare_post(
-    client: Client,
-    identity: Identity,
-    people: People,
-    group_id: UUID,
-    author_id: UUID,
-    title: str,
-    content: str,
-    *,
-    withhold: Withhold | None = None,
-    known: Collection[UUID] = (),
-    signing_key_id: UUID | None = None,
-    post_id: UUID | None = None,
-) -> Outgoing:
+async def prepare_post(client: Client, identity: Identity, people: People, new: NewPost) -> Outgoing:
     """Choose the recipients and seal a post to them. Nothing is sent.
-
-    It is signed with the named key, or the newest of the author's active ones that `identity` holds. `known` are users
-    that earlier posts to this group were sealed to: the others are checked against its members and told as newcomers.
 
     Raises UntrustedRecipients (and another CannotOpen for keys that are false), NoIdentity, BadText, and ClientError
     where nobody is left to seal to.
     """
-    if not 1 <= len(title) <= MAX_TITLE_CHARACTERS:
+    if not 1 <= len(new.title) <= MAX_TITLE_CHARACTERS:
         raise BadText(f"a title has 1 to {MAX_TITLE_CHARACTERS} characters")
-    withhold = withhold or Withhold()
-    keys = await client.group_keys(group_id)
-    signing_key_id, signing_key = _choose_signing_key(identity, author_id, keys, signing_key_id)
-    check_withheld(withhold, keys)
-    recipients = await _choose(client, people, group_id, keys, withhold, known)
-    ids = PostIds(post_id or uuid7(), group_id, author_id)
+    keys = await client.group_keys(new.group_id)
+    signing_key_id, signing_key = _choose_signing_key(identity, new.author_id, keys, new.signing_key_id)
+    check_withheld(new.withhold, keys)
+    recipients = await _choose(client, people, new, keys)
+    ids = PostIds(new.id, new.group_id, new.author_id)
     post_key = sealing_posts.new_post_key()
     try:
-        sealed = sealing_posts.seal_post(ids, title, content, (), post_key, signing_seed=signing_key.signing_seed)
+        sealed = sealing_posts.seal_post(
+            ids, new.title, new.content, new.attachments, post_key, signing_seed=signing_key.signing_seed
+        )
     except SealingError:
         raise BadText("this text is not valid Unicode") from None
     recipients, sealed_keys = await _seal_to(post_key, recipients)
     return _checked(
         Outgoing(
-            ids=ids,
+            new=new,
             sealed=sealed,
             post_key=post_key,
             signing_key_id=signing_key_id,
             recipients=recipients,
             sealed_keys=sealed_keys,
-            withhold=withhold,
-            known=frozenset(known),
         )
     )
 
@@ -174,9 +158,10 @@ async def _send(client: Client, outgoing: Outgoing) -> Post:
         SealedKey(public_key_id=key_id, sealed_key=sealed_key) for key_id, sealed_key in outgoing.sealed_keys.items()
     ]
     withheld = [one.key.id for one in outgoing.recipients.withheld]
+    attachment_ids = [one.id for one in outgoing.new.attachments]
     try:
         return await client.create_sealed_post(
-            outgoing.ids, outgoing.sealed, outgoing.signing_key_id, sealed_keys, withheld
+            outgoing.ids, outgoing.sealed, outgoing.signing_key_id, sealed_keys, withheld, attachment_ids
         )
     except Invalid as error:
         if error.code != "too_large":
@@ -192,8 +177,7 @@ async def _follow_change(client: Client, people: People, outgoing: Outgoing, pro
     named = outgoing.sealed_keys.keys() | {one.key.id for one in outgoing.recipients.withheld}
     if {key.id for key in missing} & named or not (missing or gone & named):
         raise BadAnswer("the server says that the group's keys have changed, and not how")
-    group_id = outgoing.ids.group
-    added = await _choose(client, people, group_id, missing, outgoing.withhold, outgoing.known)
+    added = await _choose(client, people, outgoing.new, missing)
     added, added_keys = await _seal_to(outgoing.post_key, added)
     before = outgoing.recipients
     recipients = Recipients(
@@ -206,21 +190,14 @@ async def _follow_change(client: Client, people: People, outgoing: Outgoing, pro
     return _checked(msgspec.structs.replace(outgoing, recipients=recipients, sealed_keys={**sealed_keys, **added_keys}))
 
 
-async def _choose(
-    client: Client,
-    people: People,
-    group_id: UUID,
-    keys: Sequence[Key],
-    withhold: Withhold,
-    known: Collection[UUID],
-) -> Recipients:
+async def _choose(client: Client, people: People, new: NewPost, keys: Sequence[Key]) -> Recipients:
     try:
-        return await choose_recipients(client, people, group_id, keys, withhold, known)
+        return await choose_recipients(client, people, new.group_id, keys, new.withhold, new.known)
     except Substituted:
         # Somebody may have left between the two answers, and is then gone from the keys as well.
-        listed = {key.id for key in await client.group_keys(group_id)}
+        listed = {key.id for key in await client.group_keys(new.group_id)}
         still = [key for key in keys if key.id in listed]
-        return await choose_recipients(client, people, group_id, still, withhold, known)
+        return await choose_recipients(client, people, new.group_id, still, new.withhold, new.known)
 
 
 def _choose_signing_key(

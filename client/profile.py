@@ -5,6 +5,7 @@
     <data>/secureblogs/<profile>/pins.json          fingerprints that were accepted
     <data>/secureblogs/<profile>/recipients.json    whom the last post to each group was sealed to
     <data>/secureblogs/<profile>/returns.json       how often a grant was given back
+    <data>/secureblogs/<profile>/uploads.json       what opens files that were uploaded and have no post yet
     <data>/secureblogs/<profile>/decisions.jsonl    what `requests serve` decided
 
 The folders are those of the XDG specification (or what the system has in their place), of mode 0700, the files 0600.
@@ -24,6 +25,7 @@ from msgspec import Struct
 from client import files, terminal
 from client.credentials import Keyring, open_keyring
 from client.errors import ClientError, NotLoggedIn, StorageError
+from client.models import User
 from client.transport import parse_address
 
 DEFAULT_PROFILE = "default"
@@ -60,7 +62,8 @@ class Session(Struct, frozen=True, kw_only=True):
 class Profile:
     """The files of a profile. `server` is the address that was given for this call, or None.
 
-    Without a `keyring` the token is kept in the session's file.
+    Without a `keyring` the token is kept in the session's file. A `given_token` is used in the place of a session, and
+    is written nowhere.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Profile:
         data_folder: Path,
         server: str | None = None,
         keyring: Keyring | None = None,
+        given_token: str | None = None,
     ) -> None:
         if not _NAME.fullmatch(name):
             raise ClientError(f"{name!r} is no name of a profile: letters, digits, dot, dash and underscore")
@@ -79,9 +83,12 @@ class Profile:
         self.pins_path = data_folder / name / "pins.json"
         self.recipients_path = data_folder / name / "recipients.json"
         self.returns_path = data_folder / name / "returns.json"
+        self.uploads_path = data_folder / name / "uploads.json"
         self.decisions_path = data_folder / name / "decisions.jsonl"
         self._given_server = None if server is None else parse_address(server)
         self._keyring = keyring
+        self.given_token = given_token
+        self._token_user_id: UUID | None = None
         # By the name of its entry, which no other token ever has: asking the keyring once is enough.
         self._tokens: dict[str, str | None] = {}
 
@@ -103,6 +110,11 @@ class Profile:
             written = self._written_session()
             if written is None:
                 return
+            if self.given_token is not None:
+                # What is learnt of another user, or of another credential, is not this session's.
+                changes = {name: value for name, value in changes.items() if not name.startswith("token")}
+                if written.user_id != self._token_user_id or not changes:
+                    return
             if "token" in changes:
                 changes = {"keyring_entry": None, **changes}
             self._replace(written, msgspec.structs.replace(written, **changes))
@@ -143,6 +155,16 @@ class Profile:
         session = self._written_session()
         return self._given_server or (session.server if session else DEFAULT_SERVER)
 
+    def session_of_token(self, server: str, user: User) -> Session:
+        """What stands in for a session while a given token is used: with what this machine remembers of its user."""
+        self._token_user_id = user.id
+        session = Session(server=server, user_id=user.id, email=user.email or "", name=user.name)
+        written = self._written_session()
+        if written is None or (written.server, written.user_id) != (server, user.id):
+            return session
+        remembered = {name: getattr(written, name) for name in ("key_id", "fingerprint", "since")}
+        return msgspec.structs.replace(session, **remembered)
+
     def live_session(self) -> Session:
         """The session to use now; else NotLoggedIn. A token is never sent to another server than gave it."""
         session = self.session()
@@ -161,4 +183,5 @@ def open_profile(name: str | None, server: str | None, environ: Mapping[str, str
         platformdirs.user_data_path("secureblogs", appauthor=False),
         server or environ.get("SECUREBLOGS_SERVER") or None,
         open_keyring(environ),
+        environ.get("SECUREBLOGS_TOKEN") or None,
     )

@@ -7,7 +7,17 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from client.terminal import line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,3 +63,20 @@ def bar(title: str, total: int) -> Iterator[Tell]:
     ) as progress:
         task = progress.add_task(title, total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def transfer_bar(name: str, size: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left, which is told how many bytes are done; of no known end if `size` is None."""
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr, markup=False),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    ) as progress:
+        task = progress.add_task(line(name), total=size)
+        yield lambda done: progress.update(task, completed=done)

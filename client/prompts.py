@@ -35,6 +35,14 @@ def password(email: str, *, from_stdin: bool, is_new: bool = False) -> str:
     return _typed(f"{'New password' if is_new else 'Password'} for {email}", twice=is_new)
 
 
+def new_password(email: str, *, from_stdin: bool) -> str:
+    """What is to be the account's password: the next line of standard input, or typed unseen, twice."""
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    require_person("nobody is there to type the new password: use --password-stdin")
+    return _typed(f"New password for {email}", twice=True)
+
+
 def has_password() -> bool:
     """Whether `password` would get one without reading standard input."""
     return bool(os.environ.get("SECUREBLOGS_PASSWORD")) or sys.stdin.isatty()
@@ -78,10 +86,21 @@ def text(argument: str | None, file: Path | None) -> str:
             note("Write the post; Ctrl-D on a line of its own ends it.")
         with interruptible():
             raw = sys.stdin.buffer.read()
+        if not raw:
+            # Where nothing was piped in by mistake, an empty post would be sent to all.
+            raise BadText('nothing came from standard input: give TEXT, or --file; "" is a post without text')
     try:
         return raw.decode()
     except UnicodeDecodeError:
         raise BadText("the text of the post is not UTF-8") from None
+
+
+def line_of_stdin(prompt: str) -> str:
+    """One line that is too secret for an argument: piped in, or typed by the person at the terminal."""
+    if sys.stdin.isatty():
+        with interruptible():
+            return str(click.prompt(prompt, err=True))
+    return sys.stdin.readline().strip()
 
 
 def confirm(question: str, *, yes: bool) -> bool:

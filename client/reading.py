@@ -11,7 +11,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from client.api import Client
-from client.errors import CannotOpen, HeldElsewhere, NotReadable, WrongPostKey
+from client.errors import CannotOpen, HeldElsewhere, KeyRevoked, NotFound, NotReadable, WrongPostKey
 from client.identity import Identity
 from client.models import Post
 from client.people import People
@@ -65,8 +65,8 @@ async def fetch_readable(client: Client, post_id: UUID) -> Post:
 async def open_post(identity: Identity, people: People, post: Post) -> OpenedPost:
     """Open what the server sent of a post: all of it, or the heading of one from a list.
 
-    Raises CannotOpen, and of its kinds UntrustedKey, HeldElsewhere, and WrongPostKey where no key that the server sent
-    for this identity fits the post (`client.returning` gives such a grant back).
+    Raises CannotOpen, and of its kinds UntrustedKey, HeldElsewhere, KeyRevoked, and WrongPostKey where no key that the
+    server sent for this identity fits the post (`client.returning` gives such a grant back).
     """
     if post.heading is None or post.content_hash is None or post.commitment is None or post.sealed_by is None:
         raise CannotOpen("the server sent only a part of this post")
@@ -75,7 +75,7 @@ async def open_post(identity: Identity, people: People, post: Post) -> OpenedPos
     held = [(identity.held(sealed.public_key_id), sealed) for sealed in post.sealed_keys]
     mine = [(key.private_key, sealed) for key, sealed in held if key is not None]
     if not mine:
-        raise HeldElsewhere(next((key.key_id for key in reversed(identity.keys) if key.key_id is not None), None))
+        raise await _why_not_here(identity, people)
     proofs: Proofs = {
         "heading": post.heading,
         "content_hash": post.content_hash,
@@ -95,6 +95,21 @@ async def open_post(identity: Identity, people: People, post: Post) -> OpenedPos
     except SealingError:
         raise CannotOpen("cannot open this post") from None
     return OpenedPost(post=post, title=title, document=document, signed=signed, post_key=post_key)
+
+
+async def _why_not_here(identity: Identity, people: People) -> CannotOpen:
+    """The post is sealed to other keys of the reader: this device's are revoked, or were not given this post."""
+    enrolled = [(key, key.key_id) for key in identity.keys if key.key_id is not None]
+    if not enrolled:
+        return HeldElsewhere(None)
+    newest, newest_id = enrolled[-1]
+    try:
+        own = (await people.user(newest.user_id)).keys
+    except NotFound:
+        own = []
+    revoked = {key.id for key in own if key.revoked_at is not None}
+    active = [key_id for key, key_id in enrolled if key.user_id == newest.user_id and key_id not in revoked]
+    return HeldElsewhere(active[-1]) if active else KeyRevoked(newest_id)
 
 
 def _fitting_key(ids: PostIds, private_key: bytes, sealed_key: bytes, proofs: Proofs) -> bytes | None:

@@ -6,15 +6,15 @@ import msgspec
 import rich_click as click
 
 from client import prompts
-from client.commands import connected, json_option, limit_option, take, unlock, verb, yes_option
+from client.commands import OTHERS_DECIDE, connected, json_option, limit_option, take, unlock, verb, yes_option
 from client.deciding_commands import approve_many, requests_serve
-from client.errors import CannotGrant, CannotOpen
+from client.errors import CannotGrant, CannotOpen, ClientError
 from client.granting import Grant, fetch_pending, prepare_grant
 from client.models import ReadRequest
 from client.pins import Pin, Trust, is_same_fingerprint, read_pins, standing
 from client.post_commands import describe_seal
 from client.profile import Profile
-from client.terminal import line, note, say, show_fields, show_json, show_record, warn, when
+from client.terminal import count, line, note, say, show_fields, show_json, show_table, warn, when
 from server.sealing import keys as sealing_keys
 from server.sealing.errors import SealingError
 
@@ -80,6 +80,9 @@ async def requests_list(profile: Profile, role: str, status: str | None, limit: 
     wanted = status or ("pending" if role == "decider" else "all")
     async with connected(profile) as (client, _):
         found = await take(client.read_requests(role, None if wanted == "all" else wanted), limit)
+        own_pending = 0
+        if role == "decider" and not found and not as_json:
+            own_pending = len(await take(client.read_requests("requester", "pending"), limit))
     pins = read_pins(profile.pins_path).users
     standings = [_standing(pins.get(one.requester_id, ()), one) if role == "decider" else None for one in found]
     if as_json:
@@ -89,11 +92,17 @@ async def requests_list(profile: Profile, role: str, status: str | None, limit: 
             else found
         )
         return
-    for one, key in zip(found, standings, strict=True):
-        asks = [one.requester_name, one.id, f"post {one.post_id}", one.status, when(one.created_at)]
-        show_record([*asks, f"user {one.requester_id}", f"key {key}"] if key else asks)
+    asks = [[one.requester_name, one.id, f"post {one.post_id}", one.status, when(one.created_at)] for one in found]
+    headings = ["who asks", "request", "for", "status", "since"]
+    if role == "requester":
+        show_table(headings, asks)
+    else:
+        known = [[f"user {one.requester_id}", f"key {key}"] for one, key in zip(found, standings, strict=True)]
+        show_table([*headings, "as", "with"], (one + two for one, two in zip(asks, known, strict=True)))
     if not found:
-        note("Nobody asks." if role == "decider" else "You have asked for nothing.")
+        note("Nobody asks you." if role == "decider" else "You have asked for nothing.")
+    if own_pending:
+        note(f"You yourself wait for {count(own_pending, 'post')}: secureblogs requests list --role requester")
 
 
 @requests.command("approve")
@@ -125,9 +134,11 @@ async def requests_approve(
     if request_id is None:
         await approve_many(profile, whose, fingerprint, yes=yes, as_json=as_json)
         return
-    async with connected(profile) as (client, _):
+    async with connected(profile) as (client, session):
         # First of all whether there is anything to decide: no passphrase is typed for nothing.
-        await fetch_pending(client, request_id)
+        asked = await fetch_pending(client, request_id)
+        if asked.requester_id == session.user_id:
+            raise ClientError(f"this is your own request: {OTHERS_DECIDE}")
         identity, people = unlock(profile, client)
         grant = await prepare_grant(client, identity, people, request_id)
         group = await client.group(grant.request.group_id)

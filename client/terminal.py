@@ -4,7 +4,6 @@ Text that others wrote (names, titles, content, what a server says) may hold any
 `passage` first, which show control characters instead of obeying them, and it is never read as markup.
 """
 
-import atexit
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -28,8 +27,6 @@ _UNSAFE = re.compile(
 LEAST_FIRST_CELLS = 16
 # Cells, wider than any terminal.
 UNBOUNDED = 10_000
-# The rows of the table that is being listed.
-_rows: list[list[str]] = []
 
 
 def line(text: object) -> str:
@@ -71,37 +68,27 @@ def complain(text: str, what_to_do: str | None = None) -> None:
     _print(f"error: {text}" if what_to_do is None else f"error: {text.rstrip('.')}: {what_to_do}", "red", to_error=True)
 
 
-def show_record(values: Sequence[object]) -> None:
-    """One item of a list: on a terminal a row of its table, else one line with tabs.
-
-    A table needs all its rows before the first is printed, so it appears with the next thing that is shown, or at
-    the end of the program.
-    """
-    clean = [line("" if value is None else value) for value in values]
-    if not sys.stdout.isatty():
-        say("\t".join(clean))
-        return
-    if not _rows:
-        atexit.register(finish_table)
-    _rows.append(clean)
+def show_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A list: a table with headings on a terminal, else one line with tabs for each item."""
+    clean = ([line("" if value is None else value) for value in row] for row in rows)
+    if sys.stdout.isatty():
+        _print_table(headings, list(clean))
+    else:
+        for row in clean:
+            say("\t".join(row))
 
 
-def finish_table() -> None:
-    """Print the rows that wait, on the terminal."""
-    atexit.unregister(finish_table)
-    rows = _rows.copy()
-    _rows.clear()
+def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not rows:
         return
     console = _console(sys.stdout)
-    width = max(len(row) for row in rows)
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     # What is first is what people wrote, and may take several lines. An id or a fingerprint that is copied must stay
     # whole.
     first = min(max(cell_len(row[0]) for row in rows), LEAST_FIRST_CELLS)
-    table.add_column(style="bold", overflow="fold", min_width=first)
-    for _ in range(width - 1):
-        table.add_column(no_wrap=True)
+    table.add_column(headings[0], style="bold", overflow="fold", min_width=first)
+    for heading in headings[1:]:
+        table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(value) for value in row))
     # What it needs is asked without the terminal's own bounds, which would cut the answer too.
@@ -130,13 +117,11 @@ def show_json(value: Any, *, on_one_line: bool = False) -> None:
     # All of these stand within strings, where an escape means the same. The encoder has escaped C0 already, and what is
     # left of it is the layout.
     escaped = _UNSAFE.sub(lambda found: found[0] if found[0] < " " else _json_escape(found), text)
-    finish_table()
     sys.stdout.write(escaped + "\n")
     sys.stdout.flush()
 
 
 def _print(text: str, style: str, *, to_error: bool) -> None:
-    finish_table()
     stream = sys.stderr if to_error else sys.stdout
     if not stream.isatty():
         # For another program: as it is, where rich would turn tabs into spaces.

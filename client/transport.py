@@ -8,10 +8,11 @@ the connection was never made, or the answer is 429.
 import asyncio
 import email.utils
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,6 +28,22 @@ _REPEATABLE_METHODS = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE"})
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 # 500 is not among them: a server that failed on this request will most likely fail on it again.
 _PASSING = frozenset({502, 503, 504})
+
+# In seconds. A server hands a file on as it comes: while its store is slow, it neither takes anything nor answers.
+FILE_TIMEOUT = httpx.Timeout(120.0, connect=10.0)
+
+
+class Content(Protocol):
+    """A long body: `size` in bytes if it is known, and `open`, which gives it from its beginning."""
+
+    @property
+    def size(self) -> int | None: ...
+
+    @property
+    def can_be_opened(self) -> bool:
+        """Whether it can be opened, again if it was before."""
+
+    def open(self) -> AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
 
 
 class Retries(msgspec.Struct, frozen=True):
@@ -137,10 +154,7 @@ class Transport:
     ) -> Answer:
         """Make a call and decode its answer. Raises Refused, NetworkError or BadAnswer."""
         raw = await self.send(method, path, query=query, body=body, repeatable=repeatable)
-        try:
-            return msgspec.json.decode(raw, type=answer)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadAnswer(f"{method} {path} answered something unexpected: {error}") from None
+        return decode_answer(raw, answer, f"{method} {path}")
 
     async def send(
         self,
@@ -181,18 +195,123 @@ class Transport:
                     raise BadAnswer(f"{self.address} sends us on to {response.headers.get('location', 'nowhere')}")
                 failure = read_refusal(response, datetime.now(UTC))
                 may_try = failure.status == 429 or (repeatable and failure.status in _PASSING)
-            retry_after = failure.retry_after if isinstance(failure, Refused) else None
-            # Not a secret: it only spreads clients apart.
-            wait = self.retries.wait(tried, retry_after, random.random()) if may_try else None  # noqa: S311
-            if wait is None:
-                raise failure
-            await self._sleep(wait)
+            await self.wait_or_raise(tried, failure, may_try=may_try)
+
+    async def stream_lines(self, path: str) -> AsyncIterator[bytes]:
+        """The lines of a long answer as they come, without their ends. It is not asked for again if it breaks off."""
+        rest = b""
+        try:
+            async with self._http.stream("GET", self.address + path, headers=self._headers(None)) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise read_refusal(response, datetime.now(UTC))
+                async for chunk in response.aiter_bytes():
+                    # Not httpx's own lines, which end at marks that may stand within a text.
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for line in lines:
+                        yield line
+        except httpx.TransportError as error:
+            raise NetworkError(f"{self.address} can't be reached: {_reason(error)}") from None
+        except httpx.HTTPError as error:
+            raise BadAnswer(f"GET {path} answered something unexpected: {error}") from None
+        if rest:
+            yield rest
+
+    async def upload(
+        self,
+        path: str,
+        answer: type[Answer],
+        content: Content,
+        *,
+        query: Mapping[str, object],
+        headers: Mapping[str, str],
+    ) -> Answer:
+        """Send a long body under an id of its own, again from its beginning if that breaks off and it can be."""
+        tried = 0
+        while True:
+            tried += 1
+            failure: NetworkError | Refused
+            try:
+                raw = await self._upload(path, content, query, headers)
+            except NetworkError as error:
+                failure, may_try = error, content.can_be_opened
+            except Refused as error:
+                failure, may_try = error, content.can_be_opened and is_passing(error)
+            else:
+                return decode_answer(raw, answer, f"POST {path}")
+            await self.wait_or_raise(tried, failure, may_try=may_try)
+
+    async def _upload(
+        self, path: str, content: Content, query: Mapping[str, object], headers: Mapping[str, str]
+    ) -> bytes:
+        sized = {} if content.size is None else {"Content-Length": str(content.size)}
+        async with content.open() as body, self._reached(f"POST {path}"):
+            response = await self._http.post(
+                self.address + path,
+                params={name: str(value) for name, value in query.items()},
+                content=body,
+                headers={**self._headers(None), **sized, **headers},
+                timeout=FILE_TIMEOUT,
+            )
+            self._check_answer(response)
+            return response.content
+
+    @asynccontextmanager
+    async def open_stream(self, path: str, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
+        """A long answer, as it comes. It is not asked for again if it breaks off: that is a NetworkError."""
+        # What the path holds may be a secret of its own: it is in no error.
+        async with self._reached("the download"):
+            asked = self._http.stream(
+                "GET", self.address + path, headers={**self._headers(None), **headers}, timeout=FILE_TIMEOUT
+            )
+            async with asked as response:
+                if not response.is_success:
+                    await response.aread()
+                self._check_answer(response)
+                yield response
+
+    def _check_answer(self, response: httpx.Response) -> None:
+        if response.is_redirect:
+            raise BadAnswer(f"{self.address} sends us on to {response.headers.get('location', 'nowhere')}")
+        if not response.is_success:
+            raise read_refusal(response, datetime.now(UTC))
+
+    @asynccontextmanager
+    async def _reached(self, call: str) -> AsyncIterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise NetworkError(f"{self.address} can't be reached: {_reason(error)}") from None
+        except httpx.HTTPError as error:
+            raise BadAnswer(f"{call} answered something unexpected: {error}") from None
+
+    async def wait_or_raise(self, tried: int, failure: NetworkError | Refused, *, may_try: bool) -> None:
+        """After so many tries: wait for the next one, or raise what the last one met."""
+        retry_after = failure.retry_after if isinstance(failure, Refused) else None
+        # Not a secret: it only spreads clients apart.
+        wait = self.retries.wait(tried, retry_after, random.random()) if may_try else None  # noqa: S311
+        if wait is None:
+            raise failure
+        await self._sleep(wait)
 
     def _headers(self, body: bytes | None) -> dict[str, str]:
         headers = {} if body is None else {"Content-Type": "application/json"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         return headers
+
+
+def decode_answer(raw: bytes, answer: type[Answer], call: str) -> Answer:
+    """What a server said, or BadAnswer."""
+    try:
+        return msgspec.json.decode(raw, type=answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadAnswer(f"{call} answered something unexpected: {error}") from None
+
+
+def is_passing(refused: Refused) -> bool:
+    """Whether the same request may be answered otherwise in a moment."""
+    return refused.status == 429 or refused.status in _PASSING
 
 
 def read_refusal(response: httpx.Response, now: datetime) -> Refused:

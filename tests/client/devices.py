@@ -7,26 +7,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-import msgspec
-
-from client import Client, files
+from client import Client
 from client.enrolling import new_key
-from client.identity import HeldKey, Identity, read_identity
+from client.identity import HeldKey, Identity, read_identity, write_identity
 from client.models import Key, SignedUp
 from client.people import People
 from client.pins import Pin, Trust, read_pins, save_pins
-from client.posting import Posted, publish
+from client.posting import NewPost, Posted, publish
 from client.profile import Profile, Session
 from client.reading import OpenedPost, read_post
 from client.recipients import Withhold
-from server.sealing.argon2id import CHEAPEST
-from server.sealing.identity import wrap_identity
 from tests.client.test_client_cli import User
 from tests.people import PASSWORD, new_email
 
 
 class Device(User):
-    """A user at a keyboard, and the same user through the SDK. The passphrase is empty and its wrapping cheap."""
+    """A user at a keyboard, and the same user through the SDK. The empty passphrase makes wrapping cheap."""
 
     def __init__(self, name: str, home: Path, client: Client, user: SignedUp) -> None:
         super().__init__(name, client.address, home)
@@ -36,7 +32,6 @@ class Device(User):
         self.client = client
         self.profile = Profile("default", home / "config/secureblogs", home / "data/secureblogs")
         self.environment["SECUREBLOGS_PASSPHRASE"] = ""
-        self._opened: tuple[bytes, Identity] | None = None
 
     def go_through(self, address: str) -> None:
         """Let the command line of this user talk to another address, such as a liar's."""
@@ -45,21 +40,14 @@ class Device(User):
 
     @property
     def identity(self) -> Identity:
-        """As it is on the disk; what the command line wrapped takes half a second, and is unwrapped but once."""
-        wrapped = self.profile.identity_path.read_bytes()
-        if self._opened is None or self._opened[0] != wrapped:
-            self._opened = (wrapped, read_identity(self.profile.identity_path, ""))
-            self.save_identity(self._opened[1])
-        return self._opened[1]
+        return read_identity(self.profile.identity_path, "")
 
     @property
     def key(self) -> HeldKey:
         return self.identity.keys[-1]
 
     def save_identity(self, identity: Identity) -> None:
-        wrapped = wrap_identity(msgspec.json.encode(identity), "", CHEAPEST)
-        files.write(self.profile.identity_path, wrapped)
-        self._opened = (wrapped, identity)
+        write_identity(self.profile.identity_path, "", identity)
 
     def people(self, client: Client | None = None) -> People:
         path = self.profile.pins_path
@@ -99,16 +87,8 @@ class Device(User):
         content: str = "is under the mat",
         withhold: Withhold | None = None,
     ) -> Posted:
-        return await publish(
-            self.client,
-            self.identity,
-            self.people(),
-            group_id,
-            self.user.id,
-            title,
-            content,
-            withhold=withhold,
-        )
+        new = NewPost(group_id, self.user.id, title, content, withhold or Withhold())
+        return await publish(self.client, self.identity, self.people(), new)
 
     async def read(self, post_id: UUID) -> OpenedPost:
         return await read_post(self.client, self.identity, self.people(), post_id)

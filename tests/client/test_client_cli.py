@@ -120,7 +120,7 @@ async def test_the_whole_story_at_the_keyboard(alice: User, carol: User) -> None
     assert "The \\x1b[2Jkey" in shown
     assert "already approved" in await alice.fail(1, "requests", "approve", asked["id"], "--yes")
 
-    assert f"request {asked['id']} is approved" in await carol.do("tail", "--once")
+    assert f"your request {asked['id']} is approved: secureblogs post read" in await carol.do("tail", "--once")
     read = await carol.do("post", "read", post["id"])
     assert "\x1b" not in read
     assert read.endswith("\n\nis under the mat\n")
@@ -144,7 +144,7 @@ async def test_a_denial_is_told_and_can_be_asked_about_later(alice: User, carol:
     await alice.do("group", "add", group["id"], carol.email)
     asked = await carol.ask_for("ask", post["id"])
     assert (await alice.ask_for("requests", "deny", asked["id"]))["status"] == "denied"
-    assert f"request {asked['id']} for post {post['id']} is denied" in await carol.do("tail", "--once")
+    assert f"your request {asked['id']} for post {post['id']} is denied" in await carol.do("tail", "--once")
     assert "denied" in await carol.fail(5, "post", "read", post["id"])
     assert "ask again after 20" in await carol.fail(1, "ask", post["id"])
 
@@ -158,6 +158,32 @@ async def test_a_post_comes_from_a_file_or_standard_input_byte_for_byte(alice: U
     await alice.do("post", "new", "G", "from a pipe", "--file", "-", typed=text.encode())
     for post in await alice.ask_for("post", "list"):
         assert (await alice.run("post", "read", post["id"], "--raw")).stdout_bytes == text.encode(), post["title"]
+
+
+async def test_a_post_of_nothing_is_written_on_purpose_alone(alice: User) -> None:
+    await alice.enrol_elsewhere()
+    await alice.do("group", "new", "G")
+    for from_stdin in ((), ("--file", "-"), ("-",)):
+        assert "--file" in await alice.fail(2, "post", "new", "G", "T", *from_stdin, "--by-server")
+    assert await alice.ask_for("post", "list") == []
+    await alice.do("post", "new", "G", "T", "", "--by-server")
+    assert len(await alice.ask_for("post", "list")) == 1
+
+
+async def test_who_asks_is_told_that_others_decide(alice: User, carol: User) -> None:
+    await alice.enrol_elsewhere()
+    await carol.do("key", "new")
+    await alice.do("group", "new", "G")
+    post = await alice.ask_for("post", "new", "G", "T", "C", "--by-server")
+    await alice.do("group", "add", "G", carol.id)
+    listed = await carol.run("requests", "list")
+    assert (listed.stdout, listed.stderr) == ("", "Nobody asks you.\n")
+    asked = await carol.ask_for("ask", post["id"])
+    listed = await carol.run("requests", "list")
+    assert "You yourself wait for 1 post: secureblogs requests list --role requester" in listed.stderr
+    for verb in ("approve", "deny"):
+        complaint = await carol.fail(1, "requests", verb, asked["id"])
+        assert "the post's author, or an owner of the group, decides" in complaint
 
 
 def check_files(home: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from client import Client, linking
-from client.errors import BadLinkCode, CannotOpen, HeldElsewhere, NetworkError, Substituted
+from client.errors import BadLinkCode, CannotOpen, HeldElsewhere, KeyRevoked, NetworkError, Substituted
 from client.identity import HeldKey, Identity, make_key
 from client.linking import find_voucher, hand_posts, posts_to_hand, read_link_code, wait_until_enrolled, write_link_code
 from client.models import Key
@@ -252,6 +252,9 @@ async def test_alone_it_is_enrolled_without_anybody_vouching_for_it(anna: Device
     assert f"secureblogs key link {key['id']}" in await phone.fail(5, "post", "read", post.id)
     with pytest.raises(HeldElsewhere):
         await phone.read(post.id)
+    listed = await phone.run("post", "list")
+    assert "\ton another device of yours\n" in listed.stdout
+    assert f"secureblogs key link {key['id']}" in listed.stderr
     await anna.do("key", "link", key["id"], "--fingerprint", phone.key.fingerprint)
     assert (await phone.read(post.id)).title == "The key"
 
@@ -266,11 +269,18 @@ async def test_a_lost_device_gets_nothing_any_more(anna: Device, ben: Device, ph
     await anna.do("key", "revoke", key.id, "--yes")
     served = await phone.client.post(before)
     assert key.id not in {sealed.public_key_id for sealed in served.sealed_keys}
-    with pytest.raises(HeldElsewhere):
+    with pytest.raises(KeyRevoked):
         await phone.read(before)
+    complaint = await phone.fail(5, "post", "read", before)
+    assert "this device's key was revoked" in complaint
+    assert "secureblogs key new" in complaint
+    listed = await phone.run("post", "list")
+    assert "this device's key was revoked\n" in listed.stdout
+    assert "secureblogs key new" in listed.stderr
+    assert listed.stderr.count("\n") == 1
     after = await anna.publish(group_id)
     assert key.id not in {one.key.id for one in after.recipients.accepted}
-    with pytest.raises(HeldElsewhere):
+    with pytest.raises(KeyRevoked):
         await phone.read(after.post.id)
     # Not even the owner of the account brings it back.
     brought_back = await anna.run("key", "link", key.id, "--yes")

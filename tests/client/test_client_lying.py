@@ -375,6 +375,7 @@ class Counter(NamedTuple):
 
     liar: Liar
     anna: Device
+    ben: Device
     cleo: Device
     request: ReadRequest
     elsewhere: Post
@@ -390,13 +391,13 @@ class Counter(NamedTuple):
 
 @pytest.fixture(scope="module")
 async def set_counter(accounts: Accounts) -> Counter:
-    liar, anna, _, cleo = accounts
-    group_id, other_id = await anna.found_group(), await anna.found_group(name="others")
+    liar, anna, ben, cleo = accounts
+    group_id, other_id = await anna.found_group(), await anna.found_group(ben, name="others")
     wanted, beside = [(await anna.publish(group_id, title)).post for title in ("wanted", "beside")]
     elsewhere = (await anna.publish(other_id, "elsewhere")).post
     await anna.client.add_member(group_id, user_id=cleo.user.id)
     request = await cleo.client.request_read(wanted.id)
-    return Counter(liar, anna, cleo, request, elsewhere, beside)
+    return Counter(liar, anna, ben, cleo, request, elsewhere, beside)
 
 
 @pytest.fixture
@@ -424,7 +425,7 @@ def replace_cleos_key(counter: Counter) -> None:
 
 
 def name_another_requester(counter: Counter) -> None:
-    counter.request_says(requester_id=counter.anna.user.id)
+    counter.request_says(requester_id=counter.ben.user.id)
 
 
 def answer_with_another_request(counter: Counter) -> None:

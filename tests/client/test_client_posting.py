@@ -22,7 +22,7 @@ from client.errors import (
 from client.identity import Identity
 from client.models import Post
 from client.pins import Trust
-from client.posting import SENDING_TRIES, Outgoing, prepare_post, publish, send_post
+from client.posting import SENDING_TRIES, NewPost, Outgoing, prepare_post, publish, send_post
 from client.recipients import Withhold
 from server import database
 from server.sealing import keys as sealing_keys
@@ -32,16 +32,8 @@ from tests.client.scripted_server import HANG_UP, Call, problem
 
 
 async def prepare(author: Device, group_id: UUID, withhold: Withhold | None = None) -> Outgoing:
-    return await prepare_post(
-        author.client,
-        author.identity,
-        author.people(),
-        group_id,
-        author.user.id,
-        "The key",
-        "is under the mat",
-        withhold=withhold,
-    )
+    new = NewPost(group_id, author.user.id, "The key", "is under the mat", withhold or Withhold())
+    return await prepare_post(author.client, author.identity, author.people(), new)
 
 
 async def newest_post(reader: Device, group_id: UUID) -> Post:
@@ -86,12 +78,11 @@ async def test_a_group_of_a_thousand_needs_one_listing_of_keys(anna: Device, lia
     group_id = await anna.found_group()
     user_ids = await fill(group_id, 1000)
     async with through(liar, anna) as client:
-        for known in ((), {*user_ids, anna.user.id}):
+        for known in (frozenset(), frozenset({*user_ids, anna.user.id})):
             liar.calls.clear()
             begun = time.perf_counter()
-            posted = await publish(
-                client, anna.identity, anna.people(client), group_id, anna.user.id, "T", "C", known=known
-            )
+            new = NewPost(group_id, anna.user.id, "T", "C", known=known)
+            posted = await publish(client, anna.identity, anna.people(client), new)
             assert len(posted.recipients.accepted) == 1001
             assert time.perf_counter() - begun < 15
     # By now everybody is known: the keys are asked for once, and nothing else.
@@ -190,7 +181,7 @@ async def test_a_new_key_that_a_known_one_endorses_is_taken(anna: Device, ben: D
     assert third.endorsed_by is not None
     await ben.client.revoke_key(third.endorsed_by)
     async with through(liar, anna) as client:
-        await publish(client, anna.identity, anna.people(client), group_id, anna.user.id, "T", "C")
+        await publish(client, anna.identity, anna.people(client), NewPost(group_id, anna.user.id, "T", "C"))
     assert len(liar.seen("GET", f"/users/{ben.user.id}/keys")) == 1
     assert third.fingerprint in anna.pinned(ben.user.id)
 
@@ -323,16 +314,8 @@ async def test_it_is_signed_with_this_machines_key_or_not_at_all(anna: Device) -
     group_id = await anna.found_group()
     first = anna.key
     second = await anna.enrol(endorser=anna.identity)
-    posted = await publish(
-        anna.client,
-        anna.identity,
-        anna.people(),
-        group_id,
-        anna.user.id,
-        "T",
-        "C",
-        signing_key_id=first.key_id,
-    )
+    new = NewPost(group_id, anna.user.id, "T", "C", signing_key_id=first.key_id)
+    posted = await publish(anna.client, anna.identity, anna.people(), new)
     assert posted.post.signing_key_id == first.key_id
     assert (await anna.publish(group_id)).post.signing_key_id == second.id
     for key_id in (first.key_id, second.id):
@@ -354,7 +337,7 @@ async def test_what_can_not_be_posted_is_said_before_anything_is_sent(anna: Devi
         await prepare(anna, group_id, Withhold(ids=frozenset({uuid7()})))
     with pytest.raises(NetworkError):
         async with Client("http://127.0.0.1:9") as nowhere:
-            await publish(nowhere, anna.identity, anna.people(), group_id, anna.user.id, "T", "C")
+            await publish(nowhere, anna.identity, anna.people(), NewPost(group_id, anna.user.id, "T", "C"))
     assert [post async for post in anna.client.posts(group_id)] == []
 
 
@@ -369,7 +352,7 @@ async def test_the_command_line_says_who_sealed_it_and_to_whom(anna: Device, ben
     first = await anna.run("post", "new", group_id, "T", "C")
     assert "sealed here, to 2 keys of 2 people; the server has not seen the text" in first.stdout
     assert f"first post to Ben: {ben.key.fingerprint} (unverified)" in first.stderr
-    assert "1 of these keys nobody has compared yet" in first.stderr
+    assert f"1 of these keys nobody has compared yet: secureblogs key verify {ben.id}" in first.stderr
     second = await anna.run("post", "new", group_id, "T", "C")
     assert "first post to" not in second.stderr
     assert "by the server, which has seen the text" in await anna.do("post", "new", group_id, "T", "C", "--by-server")

@@ -189,8 +189,24 @@ async def test_a_refusal_carries_what_the_problem_says() -> None:
     }
     refused = read_refusal(httpx.Response(409, json=problem(409, "recently_denied", **members).body), NOW)
     assert isinstance(refused, Conflict)
-    assert str(refused) == "It is recently_denied. (/title: is too long)"
+    assert str(refused) == "It is recently_denied. (title: is too long)"
     assert refused.problem.retry_at == datetime(2026, 1, 3, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "detail", "said"),
+    [
+        ("/password", "Expected `str` of length >= 8", "password: is shorter than 8 characters"),
+        ("/name", "Expected `str` of length >= 1", "name: is empty"),
+        ("/name", "Expected `str` of length <= 100", "name: is longer than 100 characters"),
+        ("/attachments", "Expected `array` of length <= 20", "attachments: is longer than 20 items"),
+        ("/sealed_keys/0/sealed_key", "is not base64", "sealed_keys/0/sealed_key: is not base64"),
+        ("", "Expected `object`, got `array`", "the request: Expected `object`, got `array`"),
+    ],
+)
+def test_what_is_invalid_is_said_for_people(pointer: str, detail: str, said: str) -> None:
+    body = problem(422, "invalid", errors=[{"pointer": pointer, "detail": detail}]).body
+    assert str(read_refusal(httpx.Response(422, json=body), NOW)) == said
 
 
 async def test_the_status_line_counts_and_not_what_the_body_claims() -> None:

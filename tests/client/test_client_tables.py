@@ -10,8 +10,8 @@ import pytest
 ID = "0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3"
 LIST = f"""
 from client import terminal
-terminal.show_record(["Short \\x1b[2J", "{ID}", "Alice"])
-terminal.show_record(["[bold]A much longer title[/]", "{ID}", None])
+rows = [["Short \\x1b[2J", "{ID}", "Alice"], ["[bold]A much longer title[/]", "{ID}", None]]
+terminal.show_table(["title", "id", "author"], rows)
 """
 
 
@@ -39,7 +39,10 @@ def run_on_a_terminal(code: str, **environment: str) -> str:
 
 
 def test_rows_stand_in_columns() -> None:
-    first, second = run_on_a_terminal(LIST, COLUMNS="120", TERM="dumb").splitlines()
+    headings, first, second = run_on_a_terminal(LIST, COLUMNS="120", TERM="dumb").splitlines()
+    assert headings.split() == ["title", "id", "author"]
+    assert headings.index("id") == first.index(ID)
+    assert headings.index("author") == first.index("Alice")
     assert first.index(ID) == second.index(ID) == len("[bold]A much longer title[/]") + 2
     assert first.startswith("Short \\x1b[2J ")
     assert first.rstrip().endswith(f"{ID}  Alice")
@@ -53,7 +56,7 @@ def test_titles_are_set_off_and_nothing_of_others_is_obeyed() -> None:
 
 
 def test_who_wants_no_colour_gets_none() -> None:
-    code = 'from client import terminal\nterminal.show_record(["a", "b"])\nterminal.say("said", "red")'
+    code = 'from client import terminal\nterminal.show_table(["x", "y"], [["a", "b"]])\nterminal.say("said", "red")'
     assert "\x1b[31m" in run_on_a_terminal(code)
     sent = run_on_a_terminal(code, NO_COLOR="1")
     assert not any(f"\x1b[{number}m" in sent for number in range(30, 50))
@@ -67,17 +70,19 @@ def test_ids_stay_whole_however_narrow_the_terminal(columns: int) -> None:
 
 
 def test_long_titles_take_several_lines() -> None:
-    code = f'from client import terminal\nterminal.show_record(["title " * 30, "{ID}", "Alice"])'
+    code = (
+        f'from client import terminal\nterminal.show_table(["about", "id", "by"], [["title " * 30, "{ID}", "Alice"]])'
+    )
     lines = run_on_a_terminal(code, COLUMNS="80", TERM="dumb").splitlines()
-    assert len(lines) > 2
-    assert f"{ID}  Alice" in lines[0]
+    assert len(lines) > 3
+    assert f"{ID}  Alice" in lines[1]
     assert max(len(line) for line in lines) <= 80
     assert "".join(lines).count("title") == 30
 
 
-def test_rows_come_before_what_is_said_after_them() -> None:
-    code = 'from client import terminal\nterminal.show_record(["row", "1"])\nterminal.say("after")\nterminal.say("end")'
-    assert run_on_a_terminal(code, TERM="dumb").split() == ["row", "1", "after", "end"]
+def test_a_list_of_nothing_has_no_headings() -> None:
+    code = 'from client import terminal\nterminal.show_table(["x", "y"], [])\nterminal.say("nothing")'
+    assert run_on_a_terminal(code, TERM="dumb") == "nothing\n"
 
 
 def test_in_a_pipe_they_are_lines_with_tabs() -> None:

@@ -97,8 +97,8 @@ def test_a_long_line_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert printed_on_a_terminal("x" * 200) == "x" * 200 + "\n"
 
 
-def test_records_in_a_pipe_are_one_line_each_with_tabs(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show_record(["a\tb\nc", None, 3])
+def test_items_in_a_pipe_are_one_line_each_with_tabs_and_without_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show_table(["x", "y", "z"], [["a\tb\nc", None, 3]])
     assert capsys.readouterr().out == "a\\x09b\\x0ac\t\t3\n"
 
 

@@ -13,7 +13,7 @@ from client.follow import Follower
 from client.identity import HeldKey, Identity
 from client.people import People
 from client.pins import Pins
-from client.posting import publish
+from client.posting import NewPost, publish
 from client.reading import OpenedPost, read_post
 from tests.javascript.node import WAIT_S, JavaScriptError, Kept, Node
 from tests.people import PASSWORD, Person, good, new_email
@@ -60,11 +60,15 @@ class Pythonic(NamedTuple):
     client: Client
     identity: Identity
     people: People
-    recipients: dict[str, list[UUID]]
+    recipients: dict[str, frozenset[UUID]]
     """Of the last post to each group."""
 
     async def read(self, post_id: str) -> OpenedPost:
         return await read_post(self.client, self.identity, self.people, UUID(post_id))
+
+    async def list_ids(self, group_id: str) -> set[str]:
+        """Of all posts of a group, page after page."""
+        return {str(post.id) async for post in self.client.posts(UUID(group_id))}
 
     async def leave_to_server(self, group_id: str, title: str, content: str) -> str:
         """The id of a post that the server will seal."""
@@ -72,9 +76,9 @@ class Pythonic(NamedTuple):
 
     async def publish(self, group_id: str, title: str, content: str) -> str:
         """The id of a post that is sealed here."""
-        group, known = UUID(group_id), self.recipients.get(group_id, ())
-        posted = await publish(self.client, self.identity, self.people, group, self.id, title, content, known=known)
-        self.recipients[group_id] = [one.key.user_id for one in posted.recipients.accepted]
+        new = NewPost(UUID(group_id), self.id, title, content, known=self.recipients.get(group_id, frozenset()))
+        posted = await publish(self.client, self.identity, self.people, new)
+        self.recipients[group_id] = frozenset(one.key.user_id for one in posted.recipients.accepted)
         return str(posted.post.id)
 
 
