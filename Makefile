@@ -21,8 +21,8 @@ PARTS_STAMP := node_modules/.made-from-$(shell cat package.json package-lock.jso
 help:
 	@echo 'make run     everything on this machine, at http://127.0.0.1:$(PORT), with its data in $(DATA_DIR)'
 	@echo 'make dev     the same, started anew whenever the source changes'
-	@echo 'make test    the tests'
-	@echo 'make check   what CI asks for: format, lint, types, import layers, and the tests with their coverage'
+	@echo 'make test    the tests, but for those that take long'
+	@echo 'make check   what CI asks for: format, lint, types, import layers, and all tests with their coverage'
 	@echo 'make bench   the figures that the README quotes'
 	@echo 'make parts   the scripts that the dashboard takes from npm; run, dev and test see to it, too'
 	@echo 'make lock    new versions of all that is depended on, within the bounds of pyproject.toml'
@@ -49,7 +49,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 # `make test check` runs the tests once, with their coverage.
 test: $(STAMP) parts
 ifeq ($(filter check,$(MAKECMDGOALS)),)
-	.venv/bin/pytest
+	.venv/bin/pytest -m 'not thorough'
 else
 	rm -f .coverage .coverage.*
 	.venv/bin/coverage run -m pytest

@@ -25,17 +25,20 @@ class RedisAway(Exception):
 class Breaker:
     """One for a whole process, so that a call which asks a hanging Redis several things waits for the first alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._answer_timeout_s = answer_timeout_s
         self._away_until = 0.0
 
     async def ask(self, question: Callable[[], Awaitable[Answer]]) -> Answer:
-        """What Redis answers within ANSWER_TIMEOUT_S. Raises RedisAway, without asking if it has just been away."""
+        """What Redis answers in time. Raises RedisAway, without asking if it has just been away."""
         if time.monotonic() < self._away_until:
             raise RedisAway
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(self._answer_timeout_s):
                 return await question()
         except (RedisError, OSError) as error:
-            logger.warning("Redis is away, limits count in this process", extra={"error": type(error).__name__})
+            # All that were waiting find out at once.
+            if time.monotonic() >= self._away_until:
+                logger.warning("Redis is away, limits count in this process", extra={"error": type(error).__name__})
             self._away_until = time.monotonic() + RETRY_AFTER_S
             raise RedisAway from None

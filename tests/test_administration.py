@@ -146,6 +146,7 @@ async def test_sockets_end_within_five_seconds(root: Person, bob: Person) -> Non
             assert {await first.closed(), await second.closed()} == {4408}
 
 
+@pytest.mark.thorough
 async def test_other_api_processes_take_part(settings: Settings, tmp_path: Path, root: Person, bob: Person) -> None:
     """Shut at one of them, an account's sockets and tokens end at the other."""
     async with running_api_process(environ_of(settings), tmp_path / "log") as other:
@@ -214,6 +215,7 @@ async def test_machine_makes_and_unmakes_administrators(server: str, environ: di
         assert str(someone.id) not in (await secureblogs("admin", "list", **environ)).out
 
 
+@pytest.mark.thorough
 async def test_machine_shuts_and_opens_accounts(
     environ: dict[str, str], alice: Person, bob: Person, root: Person
 ) -> None:
@@ -235,6 +237,7 @@ async def test_machine_shuts_and_opens_accounts(
     ]
 
 
+@pytest.mark.thorough
 async def test_machine_knows_no_such_account(environ: dict[str, str]) -> None:
     for verb in ("grant", "revoke", "disable", "enable"):
         done = await secureblogs("admin", verb, "nobody@example.org", **environ)

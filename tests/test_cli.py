@@ -88,6 +88,7 @@ def test_verb_of_another_room_is_there_and_says_what_the_list_says(name: str) ->
     assert (command.help or "").replace("\n", " ").startswith(summary)
 
 
+@pytest.mark.thorough
 async def test_settings_that_are_wrong_are_told_in_one_line() -> None:
     for verb in ("up", "worker", "doctor"):
         done = await secureblogs(verb, PORT="none")
@@ -186,6 +187,7 @@ async def empty_database(environ: dict[str, str], database_pool: None) -> AsyncI
     await database.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.mark.thorough
 async def test_doctor_leads_from_an_empty_database_to_one_where_all_is_well(empty_database: dict[str, str]) -> None:
     done = await secureblogs("doctor", **empty_database)
     assert done.status == 1
@@ -225,6 +227,7 @@ async def test_secrets_are_made_for_a_set_up_of_ones_own(tmp_path: Path) -> None
     assert [path.read_text() for path in made] == before
 
 
+@pytest.mark.thorough
 async def test_port_in_use_is_told_by_the_api(environ: dict[str, str], server: str) -> None:
     port = server.rpartition(":")[2]
     done = await secureblogs("api", "--port", port, **environ, REQUEST_MAC_KEY=encode(bytes(32)))
@@ -232,6 +235,7 @@ async def test_port_in_use_is_told_by_the_api(environ: dict[str, str], server: s
     assert done == (1, "", f"secureblogs: {told}\n")
 
 
+@pytest.mark.thorough
 async def test_api_tells_which_setting_it_needs(environ: dict[str, str]) -> None:
     done = await secureblogs("api", **environ)
     assert (done.status, done.out) == (1, "")

@@ -409,6 +409,7 @@ def wait_until_ready(url: str) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.thorough
 def test_two_apis_and_two_workers_play_the_story(machine: Machine) -> None:
     make_secrets(machine)
     with ExitStack() as stack:

@@ -101,6 +101,7 @@ async def postgres(settings: Settings, server: str) -> AsyncIterator[asyncpg.Con
     await connection.close()
 
 
+@pytest.mark.thorough
 async def test_every_member_opens_every_post_and_no_word_of_them_is_stored(
     server: str, settings: Settings, engines: Engines, postgres: asyncpg.Connection, redis: Redis
 ) -> None:

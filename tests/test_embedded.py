@@ -161,6 +161,8 @@ import asyncio, sys
 from pathlib import Path
 from server.embedded import Engines
 
+pytestmark = pytest.mark.thorough
+
 async def write(engines):
     import asyncpg, redis
     cache = redis.Redis.from_url(engines.redis_url)

@@ -200,6 +200,7 @@ FILL = """
 """
 
 
+@pytest.mark.thorough
 async def test_hundred_thousand_rows_take_little_memory_and_begin_at_once(server: str) -> None:
     async with person(server, keys=9) as someone:
         group_id = await someone.found_group()

@@ -26,6 +26,8 @@ from tests.people import PATIENCE_S, Person, code, good, person, until
 from tests.processes import Api, Process, environ_of
 from tests.test_requests import Story, begin
 
+pytestmark = pytest.mark.thorough
+
 # Within which all that was acknowledged is sealed once everything is up again.
 WHOLE_WITHIN_S = 30
 # Within which the sweep tells what a dead process could not tell any more.

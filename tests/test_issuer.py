@@ -453,10 +453,12 @@ async def test_known_user_costs_one_statement(
     async with guest(server) as gina:
         claims = Issuer(ISSUER, "authenticated", KEYS).verify(gina.token)
         statements: list[str] = []
-        executor = database._executor
+        executor, task = database._executor, asyncio.current_task()
 
         def counting() -> Any:
-            statements.append("one")
+            # The sweeps and checks of the server that runs in this process do not count.
+            if asyncio.current_task() is task:
+                statements.append("one")
             return executor()
 
         monkeypatch.setattr(database, "_executor", counting)
@@ -623,6 +625,7 @@ def test_keys_for_other_purposes_are_passed_over(tmp_path: Path) -> None:
     assert {algorithm: len(keys) for algorithm, keys in read_key_file(file).items()} == {"ES256": 1}
 
 
+@pytest.mark.thorough
 async def test_without_an_issuer_no_jwt_is_anybody(settings: Settings, migrated: None, tmp_path: Path) -> None:
     async with (
         running_api_process(environ_of(settings), tmp_path / "log") as api,

@@ -188,6 +188,7 @@ async def test_redis_is_told_no_address_of_a_mailbox(with_own_redis: str, own_re
     assert email.partition("@")[0].encode() not in names
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["frozen", "killed"])
 async def test_without_redis_all_is_answered_and_logins_are_limited_all_the_same(
     with_own_redis: str, own_redis: RedisServer, alice: Person, how: str

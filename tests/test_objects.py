@@ -99,7 +99,7 @@ async def s3(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[S3]:
         server.process.wait()
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.thorough)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
     if request.param == "folder":
         yield objects.open_store(Settings(data_dir=tmp_path))
@@ -174,6 +174,7 @@ async def test_memory_is_bounded(tmp_path: Path) -> None:
     assert taken[2] - taken[1] < 60
 
 
+@pytest.mark.thorough
 async def test_s3_that_stands_still_or_is_gone_is_told(s3: S3, tmp_path: Path) -> None:
     own = S3(tmp_path / "log")
     try:
@@ -251,6 +252,7 @@ def test_folder_that_can_not_be_made_is_refused_at_the_start(tmp_path: Path) -> 
         objects.open_store(Settings(data_dir=tmp_path / "file"))
 
 
+@pytest.mark.thorough
 async def test_files_of_posts_lie_in_s3(s3: S3, settings: Settings, server: str, tmp_path: Path) -> None:
     own = S3(tmp_path / "s3-log")
     try:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from server.settings import Settings
-from tests.people import code, good, open_socket, person
+from tests.people import code, good, open_socket, person, until
 from tests.processes import Api, environ_of, running_api_process
 
 PREFIX = "/hidden/posts"
@@ -60,6 +60,11 @@ async def test_only_a_trusted_proxy_says_who_is_asking(shown: Api, settings: Set
         path = f"/{uuid4()}"
         async with httpx.AsyncClient(base_url=api.url) as client:
             await client.get(path, headers={"X-Forwarded-For": forwarded})
+
+        async def is_logged() -> bool:
+            return any(line.get("path") == path for line in lines(api))
+
+        await until(is_logged)
         [line] = [line for line in lines(api) if line.get("path") == path]
         return str(line["client"])
 

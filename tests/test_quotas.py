@@ -57,12 +57,16 @@ async def user_id(database_pool: None) -> UUID:
 
 @asynccontextmanager
 async def process(
-    settings: Settings, redis_server: RedisServer, clock: Callable[[], float] = time.time, **limits: int
+    settings: Settings,
+    redis_server: RedisServer,
+    clock: Callable[[], float] = time.time,
+    patience_s: float = ANSWER_TIMEOUT_S,
+    **limits: int,
 ) -> AsyncIterator[Quotas]:
     """What one API process has, with connections of its own."""
-    redis = await jobs.create_pool(redis_server.url)
+    redis = await jobs.create_pool(redis_server.url, answer_timeout_s=max(patience_s, jobs.ANSWER_TIMEOUT_S))
     try:
-        async with Quotas(redis, Breaker(), msgspec.structs.replace(settings, **limits), clock) as counting:
+        async with Quotas(redis, Breaker(patience_s), msgspec.structs.replace(settings, **limits), clock) as counting:
             yield counting
     finally:
         await redis.aclose(close_connection_pool=True)
@@ -70,13 +74,13 @@ async def process(
 
 @pytest.fixture
 async def limited(settings: Settings, redis_server: RedisServer, database_pool: None) -> AsyncIterator[Quotas]:
-    async with process(settings, redis_server, time.time, **LIMITS) as counting:
+    async with process(settings, redis_server, time.time, PATIENCE_S, **LIMITS) as counting:
         yield counting
 
 
 @pytest.fixture
 async def other(settings: Settings, redis_server: RedisServer, database_pool: None) -> AsyncIterator[Quotas]:
-    async with process(settings, redis_server, time.time, **LIMITS) as counting:
+    async with process(settings, redis_server, time.time, PATIENCE_S, **LIMITS) as counting:
         yield counting
 
 
@@ -279,6 +283,7 @@ async def scripts_run(redis: ArqRedis) -> int:
     return sum(stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["frozen", "killed"])
 async def test_without_redis_nobody_is_refused_and_what_was_done_is_counted_later(
     settings: Settings, alice: Person, redis_server: RedisServer, tmp_path: Path, how: str

@@ -25,6 +25,8 @@ from server.settings import FIELDS, Settings, SettingsError, load
 from server.supervisor import STOP_WITHIN_S, pause
 from server.up import Sources, check_port, directions, environ_for, with_secrets, write_all_secrets
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parent.parent
 UP = [sys.executable, "-P", "-m", "server.cli", "up"]
 READY_WITHIN_S = 60.0

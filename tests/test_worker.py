@@ -679,6 +679,7 @@ async def test_all_are_sealed_after_redis_forgot_everything(
     await until_empty(redis)
 
 
+@pytest.mark.thorough
 async def test_all_are_sealed_after_redis_was_killed(
     start: Start,
     redis_server: RedisServer,
@@ -752,6 +753,7 @@ async def test_stopping_worker_finishes_what_it_is_at(
     assert await jobs.live_workers(redis) == []
 
 
+@pytest.mark.thorough
 async def test_stopping_worker_puts_back_what_it_can_not_finish(
     start: Start, database_url: str, postgres: asyncpg.Connection, redis: ArqRedis, group: Group
 ) -> None:
@@ -773,6 +775,7 @@ async def test_idle_worker_stops_at_once(start: Start, signum: signal.Signals) -
     assert await process.wait(3) == 0
 
 
+@pytest.mark.thorough
 async def test_worker_stops_in_time_though_redis_does_not_answer(start: Start, redis_server: RedisServer) -> None:
     process = await start()
     redis_server.send(signal.SIGSTOP)

@@ -29,6 +29,8 @@ from tests.dashboard.browsing import (
 )
 from tests.dashboard.pages_app import HOSTILE
 
+pytestmark = pytest.mark.thorough
+
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 # A folder for pictures of every page in every look, for people to look at.
 SHOTS = os.environ.get("SHOTS")

@@ -118,6 +118,7 @@ async def test_function_that_opted_in_shows_all(foreign: ArqRedis, reader: Reade
     ]
 
 
+@pytest.mark.thorough
 async def test_killed_worker_orphans_its_job_within_20_s_and_all_adds_up(
     foreign: ArqRedis, reader: Reader, own_redis: RedisServer
 ) -> None:

@@ -56,6 +56,7 @@ def odd_texts(count: int, seed: int, *, nul: bool) -> list[tuple[str, str]]:
     return texts
 
 
+@pytest.mark.thorough
 async def test_what_javascript_posts_python_reads(alice: Person, bo: Scripted, server: str) -> None:
     group_id = await found_group(alice, bo)
     texts = odd_texts(500, 1, nul=True)
@@ -67,6 +68,7 @@ async def test_what_javascript_posts_python_reads(alice: Person, bo: Scripted, s
     assert {one.signed for one in opened} == {Trust.UNVERIFIED}
 
 
+@pytest.mark.thorough
 async def test_what_python_posts_javascript_reads(alice: Person, bo: Scripted, server: str) -> None:
     group_id = await found_group(alice, bo)
     # What a server seals, it reads first, and refuses NUL.
