@@ -682,4 +682,4 @@ async def test_nobody_waits_long_for_a_refusal(alice: Person) -> None:
         start = time.thread_time()
         answer = await alice.client.post("/groups", **with_json(content))
         assert answer.status_code in {400, 422}
-        assert time.thread_time() - start < 1
+        assert time.thread_time() - start < 3
