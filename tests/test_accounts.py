@@ -208,8 +208,14 @@ async def test_login_takes_one_run_of_argon2_in_any_case(
             taken.append(time.perf_counter() - start)
         return min(taken)
 
-    wrong, unknown = await quickest(alice.user["email"]), await quickest(new_email())
-    assert 0.5 < unknown / wrong < 2
+    # A busy machine may upset a round, but not five.
+    ratios = []
+    for _ in range(5):
+        wrong, unknown = await quickest(alice.user["email"]), await quickest(new_email())
+        ratios.append(unknown / wrong)
+        if 0.5 < ratios[-1] < 2:
+            return
+    pytest.fail(f"{ratios}")
 
 
 async def test_disabled_user_is_nobody(http: httpx.AsyncClient, alice: Person, database_pool: None) -> None:

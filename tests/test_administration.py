@@ -201,6 +201,7 @@ async def test_shutting_and_opening_at_once_leaves_one_of_both(root: Person, bob
 # ------------------------------------------------------------------------------------------- at the machine
 
 
+@pytest.mark.thorough
 async def test_machine_makes_and_unmakes_administrators(server: str, environ: dict[str, str]) -> None:
     async with person(server, keys=0) as someone:
         email = someone.user["email"]

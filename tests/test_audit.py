@@ -751,6 +751,7 @@ async def test_worker_gives_places(scene: Scene) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.thorough
 async def test_verify_prints_a_head_and_checks_against_it(environ: dict[str, str], head: Head) -> None:
     done = await secureblogs("audit", "verify", **environ)
     assert (done.status, done.err) == (0, "")

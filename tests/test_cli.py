@@ -136,6 +136,7 @@ async def test_requeue_tells_of_posts_that_are_not_failed(environ: dict[str, str
     assert done.err.splitlines()[-1] == "secureblogs: 1 of them are unknown or have not failed"
 
 
+@pytest.mark.thorough
 async def test_verb_that_needs_postgres_tells_when_it_is_away() -> None:
     away = {"DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
     for words in (["migrate"], ["admin", "grant", "a@b"], ["requeue", "--failed"]):
@@ -168,6 +169,7 @@ async def test_doctor_finds_halves_of_two_pairs(environ: dict[str, str], server:
     assert "!!  settings" in done.out
 
 
+@pytest.mark.thorough
 async def test_doctor_finds_what_is_away() -> None:
     away = {"DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
     done = await secureblogs("doctor", **away)

@@ -374,6 +374,7 @@ class Crowd:
 OFTEN = ("ask", "ask", "approve", "approve", "return", "post", "enrol", "revoke", "remove", "add", "delete post")
 
 
+@pytest.mark.thorough
 async def test_deletions_among_all_else_make_nobody_wait_in_a_circle(server: str) -> None:
     async with AsyncExitStack() as stack:
         people = [await stack.enter_async_context(person(server, f"P{number}")) for number in range(8)]

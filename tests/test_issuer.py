@@ -479,6 +479,7 @@ async def two_processes(settings: Settings, migrated: None, tmp_path: Path) -> A
         yield [api.url for api in apis]
 
 
+@pytest.mark.thorough
 async def test_fifty_first_sights_at_two_processes_make_one_user(two_processes: list[str], database_pool: None) -> None:
     for _ in range(3):
         subject = new_subject()

@@ -665,6 +665,7 @@ async def test_post_in_the_hands_of_a_living_worker_is_left_to_it(
     await until_sealed(postgres, post_id)
 
 
+@pytest.mark.thorough
 async def test_all_are_sealed_after_redis_forgot_everything(
     start: Start, database_url: str, postgres: asyncpg.Connection, redis: ArqRedis, group: Group
 ) -> None:
