@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from server.dashboard import assets, rendering
 from tests.dashboard.browsing import (
@@ -168,6 +168,33 @@ async def test_list_holds_still_while_jobs_are_chosen(site: Site, browser: Brows
         await site.enqueue("send_letter", "é", _job_id=f"second-{mark}")
         await expect(one.page.locator("#live")).to_have_text("Held")
         await expect(one.page.locator("#chosen")).to_have_text("1 chosen")
+        await expect(one.page.get_by_role("link", name=f"second-{mark}")).to_have_count(0)
+        await box.uncheck()
+        await expect(one.page.get_by_role("link", name=f"second-{mark}")).to_be_visible()
+
+
+async def test_update_that_was_on_its_way_does_not_move_a_list_under_the_hand(site: Site, browser: Browser) -> None:
+    mark = uuid.uuid4().hex
+    await site.enqueue("send_letter", "é", _job_id=f"first-{mark}")
+    await site.until_failed(f"first-{mark}")
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(route: Route) -> None:
+        asked.set()
+        await go_on.wait()
+        await route.continue_()
+
+    async with tab(browser, site) as one:
+        await one.go(f"/jobs?state=failed&queue=arq:queue&text={mark}")
+        await expect(one.page.locator("#live")).to_have_text("Live")
+        await one.page.route("**/jobs?**", late)
+        await site.enqueue("send_letter", "é", _job_id=f"second-{mark}")
+        await site.until_failed(f"second-{mark}")
+        await asyncio.wait_for(asked.wait(), 10)
+        box = one.page.get_by_role("checkbox", name=f"Choose first-{mark}")
+        await box.check()
+        go_on.set()
+        await expect(one.page.locator("#live")).to_have_text("Held")
         await expect(one.page.get_by_role("link", name=f"second-{mark}")).to_have_count(0)
         await box.uncheck()
         await expect(one.page.get_by_role("link", name=f"second-{mark}")).to_be_visible()

@@ -159,14 +159,25 @@
 
   let waiting = false;
 
+  function hold() {
+    waiting = true;
+    tellState();
+  }
+
   function changed() {
     if (busy() || document.hidden) {
-      waiting = true;
-      tellState();
+      hold();
       return;
     }
     waiting = false;
     document.body.dispatchEvent(new CustomEvent("changed"));
+  }
+
+  // What was asked for while nobody touched the page may arrive when somebody does.
+  function holdBack(event) {
+    if (!busy()) return;
+    event.preventDefault();
+    hold();
   }
 
   let state = "off";
@@ -237,6 +248,7 @@
     document.addEventListener("visibilitychange", () => { if (!document.hidden && waiting) changed(); });
     document.addEventListener("change", tick);
     document.addEventListener("submit", leaveOutEmpty);
+    document.addEventListener("htmx:before:swap", holdBack);
     document.addEventListener("htmx:after:swap", () => { setClock(); tellTimes(); draw(); offerAll(); tellChosen(); });
   }
 
