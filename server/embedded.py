@@ -39,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +77,7 @@ class Account(NamedTuple):
     gid: int
 
 
-class Engine:
+class Engine(ABC):
     """One server process that can be started, stopped and killed, again and again, on the same folder."""
 
     name: str
@@ -96,11 +97,13 @@ class Engine:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """What is run, with all its arguments."""
 
+    @abstractmethod
     def is_ready(self) -> bool:
-        raise NotImplementedError
+        """Whether it takes commands."""
 
     def prepare(self) -> None:
         """Make the folder fit for a start."""

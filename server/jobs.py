@@ -251,7 +251,7 @@ def encode_exception(value: object) -> dict[str, str]:
     if isinstance(value, BaseException):
         message = str(value) if isinstance(value, JobExecutionFailed) else ""
         return {"error": type(value).__name__, "message": message}
-    raise NotImplementedError(f"{type(value).__name__} in a job")
+    raise TypeError(f"{type(value).__name__} in a job")
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=encode_exception)
