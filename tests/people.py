@@ -127,12 +127,16 @@ class Person:
 
     def open(self, post: dict[str, Any]) -> tuple[str, str]:
         """Title and text of a server-sealed post, every check made."""
+        title, document = self.open_document(post)
+        return title, document.content
+
+    def open_document(self, post: dict[str, Any]) -> tuple[str, sealing_posts.Document]:
+        """Title and document of a server-sealed post, every check made."""
         ids = sealing_posts.PostIds(UUID(post["id"]), UUID(post["group_id"]), UUID(post["author_id"]))
         sealed = {name: decode_base64(post[name]) for name in ("heading", "content", "content_hash", "commitment")}
-        title, document = sealing_posts.open_post(
+        return sealing_posts.open_post(
             ids, self.post_key(post), **sealed, signature=None, verify_key=None, sealed_by=post["sealed_by"]
         )
-        return title, document.content
 
     def reseal(self, post: dict[str, Any], request: dict[str, Any]) -> dict[str, str]:
         """The body that approves `request` for `post`."""

@@ -1,6 +1,7 @@
 """Files: up, into a post, down again; who may see them, and what a broken upload leaves."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,8 +14,6 @@ import uuid_utils.compat
 
 from server import attachments, database
 from server.sealing import files
-from server.sealing.encoding import decode_base64
-from server.sealing.posts import PostIds, open_post
 from server.settings import Settings
 from tests.people import Person, code, good, person, until
 from tests.processes import environ_of, running_api_process
@@ -53,13 +52,6 @@ async def post_with(someone: Person, group_id: str, *attachment_ids: str) -> dic
     return await someone.wait_until_sealed(good(await someone.post("/posts", body), 201)["id"])
 
 
-def document(someone: Person, post: dict[str, Any]) -> Any:
-    ids = PostIds(UUID(post["id"]), UUID(post["group_id"]), UUID(post["author_id"]))
-    sealed = {name: decode_base64(post[name]) for name in ("heading", "content", "content_hash", "commitment")}
-    _, found = open_post(ids, someone.post_key(post), **sealed, signature=None, verify_key=None, sealed_by="server")
-    return found
-
-
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 2_500_000])
 async def test_file_goes_up_and_every_member_opens_it(alice: Person, bob: Person, size: int) -> None:
     content = secrets.token_bytes(size)
@@ -72,7 +64,7 @@ async def test_file_goes_up_and_every_member_opens_it(alice: Person, bob: Person
     }
     group_id = await alice.found_group(bob)
     post = await post_with(alice, group_id, uploaded["id"])
-    [file] = document(bob, await got(bob, post["id"])).attachments
+    [file] = bob.open_document(await got(bob, post["id"]))[1].attachments
     assert (file.name, file.media_type, file.size) == ("naïve plan.txt", "text/plain", size)
     stream = (await bob.get(f"/attachments/{uploaded['id']}")).content
     opener = files.FileOpener(file.key, file.id, file.hash, file.size)
@@ -366,6 +358,35 @@ async def test_api_killed_in_the_middle_of_an_upload_leaves_what_the_sweep_takes
 
 def objects_of(settings: Settings) -> list[Path]:
     return [path for path in (settings.data_dir / "objects").rglob("*") if path.is_file()]
+
+
+@pytest.mark.thorough
+async def test_large_file_goes_through_little_memory(settings: Settings, server: str, tmp_path: Path) -> None:
+    block, count = secrets.token_bytes(1 << 20), 256
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield block
+
+    environ = environ_of(settings, MAX_ATTACHMENT_BYTES=str(count << 20))
+    async with running_api_process(environ, tmp_path / "log") as api, person(api.url) as someone:
+        # The first one brings the libraries in.
+        good(await put(someone, block), 201)
+        idle = most_memory(api.process.pid)
+        uploaded = good(await put(someone, body()), 201)
+        received = 0
+        async with someone.client.stream("GET", f"/attachments/{uploaded['id']}") as answer:
+            async for piece in answer.aiter_raw():
+                received += len(piece)
+        assert received == uploaded["sealed_size"] == files.sealed_size(count << 20)
+        assert most_memory(api.process.pid) - idle < 64
+        assert most_memory(api.process.pid) < 200
+
+
+def most_memory(pid: int) -> int:
+    """MiB that were resident at most, ever."""
+    [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(peak) >> 10
 
 
 async def test_what_no_post_takes_goes_with_its_object(alice: Person, settings: Settings) -> None:

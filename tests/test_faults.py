@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from server import events
 from server.channels import Hub, Subscriber
 from server.embedded import Engine, Engines
+from server.sealing import files
 from server.settings import Settings
 from tests.people import PATIENCE_S, Person, code, good, person, until
 from tests.processes import Api, Process, environ_of
@@ -207,7 +208,10 @@ async def test_open_sockets_hear_what_happened_while_redis_was_dead(site: Site) 
         await until(lambda: is_ready(api.url))
 
 
-async def test_big_group_is_sealed_once_though_the_worker_died_in_the_middle(
+NAME = {"X-Filename": "UTF-8''mat"}
+
+
+async def test_big_group_and_its_file_are_sealed_once_though_the_worker_died_in_the_middle(
     site: Site, postgres: asyncpg.Connection
 ) -> None:
     api = await site.whole()
@@ -219,17 +223,24 @@ async def test_big_group_is_sealed_once_though_the_worker_died_in_the_middle(
             " SELECT $1, k, $3, $4, 'key' FROM unnest($2::bytea[]) k",
             *(alice.id, public_keys, bytes(32), bytes(64)),
         )
+        uploaded = good(await alice.client.post("/attachments", content=b"below the mat", headers=NAME), 201)
         worker = await site.with_worker()
-        post_id = good(await alice.post("/posts", text(group_id)), 201)["id"]
+        body = text(group_id) | {"attachments": [uploaded["id"]]}
+        post_id = good(await alice.post("/posts", body), 201)["id"]
         await until(lambda: is_being_sealed(postgres))
         worker.kill()
         assert await alice.access(post_id) == "sealing", "the worker was quicker"
 
         await site.whole()
         begun = time.monotonic()
-        await alice.wait_until_sealed(post_id, WHOLE_WITHIN_S)
+        post = await alice.wait_until_sealed(post_id, WHOLE_WITHIN_S)
         assert time.monotonic() - begun < WHOLE_WITHIN_S
         assert await postgres.fetchval("SELECT count(*) FROM post_keys WHERE post = $1", UUID(post_id)) == 3000
+        [file] = alice.open_document(post)[1].attachments
+        stream = (await alice.get(f"/attachments/{uploaded['id']}")).content
+        opener = files.FileOpener(file.key, file.id, file.hash, file.size)
+        assert opener.update(stream) + opener.finish() == b"below the mat"
+        assert await postgres.fetchval("SELECT draft_key FROM attachments WHERE id = $1", file.id) is None
 
 
 async def is_being_sealed(postgres: asyncpg.Connection) -> bool:
