@@ -7,7 +7,7 @@ of it there is only the user that it names, made at first sight.
 import secrets
 import uuid
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -39,7 +39,7 @@ SCOPES = (READ, WRITE)
 # The namespace of the ids that identities of an issuer have in `deleted_ids`.
 IDENTITIES = UUID("5f0e8f0c-5d0c-4c7e-9d53-0a1b6c2e7f49")
 # An issuer's clock and ours differ by so much at most.
-LEEWAY_S = 30
+LEEWAY = timedelta(seconds=30)
 # Tokens that don't say when they were issued are refused for so long after their user was deleted.
 UNDATED_REFUSED_FOR = timedelta(days=1)
 DEFAULT_NAME = "Someone"
@@ -60,6 +60,7 @@ class Claims(NamedTuple):
     issuer: str
     subject: str
     expires: datetime
+    not_before: datetime | None
     issued_at: datetime | None
     name: Any
     """As it stands in the token, if it does: of any type."""
@@ -114,7 +115,7 @@ async def authenticate(token: str) -> Caller:
 
 
 async def recognize(claims: Claims, settings: Settings) -> Caller:
-    """The user whom a genuine token of the issuer names, made at first sight. Raises Unauthenticated.
+    """The user whom a genuine token of the issuer names, made at first sight. Raises Unauthenticated, TokenExpired.
 
     Name and claimed email are taken at first sight alone, and nothing else is: no claim makes an administrator.
     """
@@ -133,23 +134,32 @@ async def recognize(claims: Claims, settings: Settings) -> Caller:
 
 
 async def _find_identity(claims: Claims) -> asyncpg.Record:
-    """The user, null in all columns if there is none; Unauthenticated if the token is older than the user's end."""
+    """The user, null in all columns if there is none.
+
+    Raises Unauthenticated for a token of the future, or older than the user's end; TokenExpired.
+    """
     [row] = await database.fetch(
-        "SELECT u.id, u.name, u.email, u.is_admin, u.created_at, u.disabled_at,"
+        "SELECT u.id, u.name, u.email, u.is_admin, u.created_at, u.disabled_at, now() AS at,"
         " (SELECT created_at FROM deleted_ids WHERE id = $3) AS deleted_at"
         " FROM (SELECT) AS one LEFT JOIN users u ON u.issuer = $1 AND u.subject = $2",
         *(claims.issuer, claims.subject, _identity_id(claims.issuer, claims.subject)),
     )
-    if row["deleted_at"] is not None and not _is_newer(claims, row["deleted_at"]):
+    at, deleted_at = row["at"], row["deleted_at"]
+    if any(since is not None and since > at + LEEWAY for since in (claims.not_before, claims.issued_at)):
+        raise Unauthenticated
+    # Only who holds what was a good token hears that it has expired.
+    if claims.expires <= at - LEEWAY:
+        raise TokenExpired
+    if deleted_at is not None and not _is_newer(claims, deleted_at, at):
         raise Unauthenticated
     return row
 
 
-def _is_newer(claims: Claims, deleted_at: datetime) -> bool:
+def _is_newer(claims: Claims, deleted_at: datetime, at: datetime) -> bool:
     if claims.issued_at is None:
-        return datetime.now(UTC) > deleted_at + UNDATED_REFUSED_FOR
+        return at > deleted_at + UNDATED_REFUSED_FOR
     # What was issued before by a clock that is ahead of ours.
-    return claims.issued_at > deleted_at + timedelta(seconds=LEEWAY_S)
+    return claims.issued_at > deleted_at + LEEWAY
 
 
 async def _make_user(claims: Claims, settings: Settings) -> asyncpg.Record:

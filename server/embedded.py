@@ -105,6 +105,7 @@ class Engine(ABC):
     def is_ready(self) -> bool:
         """Whether it takes commands."""
 
+    @abstractmethod
     def prepare(self) -> None:
         """Make the folder fit for a start."""
 

@@ -186,7 +186,7 @@ def outline(plan: dict[str, Any], depth: int = 0) -> str:
 
 
 NOW = datetime.now(UTC)
-CLAIMS = Claims("https://issuer.example", "nobody", NOW, NOW, None, None)
+CLAIMS = Claims("https://issuer.example", "nobody", NOW + timedelta(hours=1), None, NOW, None, None)
 
 
 def fifty_callers() -> list[Caller]:
