@@ -16,20 +16,21 @@ password_stdin_option = click.option("--password-stdin", is_flag=True, help="Rea
 
 
 @click.command("sign-up")
-@click.argument("email")
+@click.argument("email", required=False)
 @click.option("--name", help="The name that others see.")
 @password_stdin_option
 @json_option
 @verb
-async def sign_up(profile: Profile, email: str, name: str | None, password_stdin: bool, as_json: bool) -> None:
-    """Make an account and be logged in to it.
+async def sign_up(profile: Profile, email: str | None, name: str | None, password_stdin: bool, as_json: bool) -> None:
+    """Make an account and be logged in to it. What is not given is asked for: EMAIL, name and password.
 
-    The password is prompted for, or taken from SECUREBLOGS_PASSWORD or standard input.
+    The password may also come from SECUREBLOGS_PASSWORD or standard input.
 
     \b
     secureblogs sign-up alice@example.org --name Alice
     secureblogs sign-up alice@example.org --password-stdin < password.txt
     """
+    email = email or prompts.address()
     _refuse_other_user(profile, email)
     name = name or prompts.name()
     password = prompts.password(email, from_stdin=password_stdin, is_new=True)
@@ -111,6 +112,7 @@ async def whoami(profile: Profile, as_json: bool) -> None:
                 "is_admin": user.is_admin,
                 "server": session.server,
                 "profile": profile.name,
+                "credential": profile.credential,
                 "session_ends": session.token_expires,
                 "key_id": session.key_id,
                 "fingerprint": session.fingerprint,
@@ -124,11 +126,19 @@ async def whoami(profile: Profile, as_json: bool) -> None:
             ("id", user.id),
             ("server", session.server),
             ("profile", profile.name),
-            ("session until", when(session.token_expires)),
+            _until(profile, session),
             ("key", session.key_id or "none on this machine: secureblogs key new"),
             ("fingerprint", session.fingerprint),
         ]
     )
+
+
+def _until(profile: Profile, session: Session) -> tuple[str, str]:
+    """How long this lasts, as far as it is known here."""
+    if profile.given_token is None:
+        return "session until", when(session.token_expires)
+    kinds = {"session": "a session", "api_key": "an API key", "jwt": "a JWT"}
+    return "credential", f"{kinds[profile.credential]}, from SECUREBLOGS_TOKEN"
 
 
 async def log_in(profile: Profile, client: Client, email: str, password: str) -> User:

@@ -144,9 +144,12 @@ class Client:
         """A single-use credential for one WebSocket, for where no header can be set."""
         return await self._transport.fetch("POST", "/ws-tickets", Ticket)
 
-    async def delete_account(self, password: str) -> None:
-        """Delete one's own account, for good, with all its posts. Conflict `last_owner`, with the `group_ids`."""
-        await self._transport.send("POST", "/me/delete", body={"password": password})
+    async def delete_account(self, password: str | None = None, *, confirm: UUID | None = None) -> None:
+        """Delete one's own account, for good, with all its posts. Conflict `last_owner`, with the `group_ids`.
+
+        It takes the password; a user of an issuer has none, and gives the own id as `confirm`.
+        """
+        await self._transport.send("POST", "/me/delete", body={"password": password, "confirm": confirm})
         self.token = None
 
     async def export(self) -> AsyncIterator[bytes]:

@@ -163,7 +163,7 @@ def advise(error: ClientError) -> str | None:  # noqa: PLR0911, PLR0912 - a tabl
             return f"make somebody else an owner of {groups} first, or delete what nobody needs"
         case Refused() if error.code == "quota_exceeded" and error.retry_after is not None:
             begins = datetime.now(UTC) + timedelta(seconds=error.retry_after)
-            return f"it begins anew at {terminal.when(begins)}; `secureblogs usage` shows what you did"
+            return f"that is {terminal.when(begins)} here; `secureblogs usage` shows what you did"
         case Unauthenticated() if os.environ.get("SECUREBLOGS_TOKEN"):
             return "SECUREBLOGS_TOKEN is set, and that is the credential which is refused"
         case Refused() if error.retry_after is not None:

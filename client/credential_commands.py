@@ -11,6 +11,9 @@ from client.models import ApiKey
 from client.profile import Profile
 from client.terminal import line, note, say, show_fields, show_json, show_table, when
 
+# Ten years. What lives for longer is meant to be revoked.
+MAX_DAYS = 3650
+
 
 @click.group()
 def session() -> None:
@@ -69,7 +72,7 @@ def api_key() -> None:
     multiple=True,
     help="What it may do; can be given twice. [default: both]",
 )
-@click.option("--days", type=click.IntRange(min=1), help="How long it lives. [default: until it is revoked]")
+@click.option("--days", type=click.IntRange(1, MAX_DAYS), help="How long it lives. [default: until it is revoked]")
 @json_option
 @verb
 async def api_key_new(profile: Profile, label: str, scopes: tuple[str, ...], days: int | None, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from client.errors import CannotOpen, StorageError
-from client.saving import Part, numbered
+from client.saving import Part, check_replaceable, numbered
 from client.streams import SealedStream
 from server.sealing import files as sealing_files
 from server.sealing.errors import CannotOpenFile
@@ -61,12 +61,15 @@ async def save(
 ) -> Path:
     """Download a file into a folder and open it; the path that it got. `name` must be safe already.
 
-    Where the name is taken: StorageError, or the next free one with `renumber`, or in its place with `overwrite`.
+    Where the name is taken: StorageError, or the next free one with `renumber`, or in its place with `overwrite`, if
+    that is a file and no link, device or folder.
     Raises CannotOpen, and then nothing is left; NetworkError, and then what came stays for the next time, with
     `resume`; Refused, BadAnswer, StorageError.
     """
-    if not (renumber or overwrite):
-        # Before a gigabyte has come, not after it.
+    # Before a gigabyte has come, not after it.
+    if overwrite:
+        check_replaceable(folder / name)
+    elif not renumber:
         _check_free(folder / name)
     with Part(folder, key.id, keep=resume) as part:
         try:

@@ -58,6 +58,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     request_id: UUID | None = None
     retry_at: datetime | None = None
     group_ids: tuple[UUID, ...] = ()
+    max_bytes: int | None = None
     missing: tuple[Any, ...] = ()
     unknown: tuple[UUID, ...] = ()
 

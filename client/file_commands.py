@@ -1,6 +1,9 @@
 """file put, get, link, links, unlink."""
 
+import os
 import re
+import shlex
+import stat
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,15 +16,15 @@ from client.api import Client
 from client.commands import as_id, connected, json_option, verb
 from client.download_links import is_link, linked_stream, read_link, write_link
 from client.downloads import FileKey, key_of
-from client.errors import ClientError
-from client.kept_files import keep_file
+from client.errors import ClientError, StorageError
+from client.kept_files import keep_file, note_upload
 from client.models import DownloadLink
 from client.post_commands import open_whole
 from client.profile import Profile
-from client.saving import safe_name
+from client.saving import make_target_folder, safe_name
 from client.streams import SealedStream
 from client.terminal import line, note, say, show_json, show_table, when
-from client.transfers import Target, receive, send, send_in_clear, size_text, write_out
+from client.transfers import Target, receive, send, send_in_clear, size_text, write_into, write_out
 from client.uploads import Source, source_of_path, source_of_stream
 from server.sealing.texts import Attachment
 
@@ -49,7 +52,7 @@ def file() -> None:
 
 @file.command("put")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--name", help="What readers will see it called. [default: the name that it has]")
+@click.option("--name", help="What readers will see it called. [default: the name that it has; stdin for -]")
 @click.option("--type", "media_type", metavar="TYPE", help="Its media type. [default: guessed by its name]")
 @click.option("--by-server", is_flag=True, help="Let the server seal it, for a post that it seals too.")
 @json_option
@@ -70,6 +73,7 @@ async def file_put(
     async with connected(profile) as (client, session):
         if by_server:
             file_id = (stored := await send_in_clear(client, source)).id
+            note_upload(profile.uploads_path, session.server, file_id, datetime.now(UTC))
             size = stored.size
         else:
             sealed = await send(client, source)
@@ -90,26 +94,26 @@ async def file_put(
     "--output",
     "-o",
     metavar="FILE",
-    type=click.Path(path_type=Path, allow_dash=True),
-    help="Where to; - for standard output, or a folder. [default: here, under its own name]",
+    help="Where to; - for standard output, or a folder, which is made if it ends with / and isn't there."
+    " [default: here, under its own name, or for a URL its id]",
 )
 @click.option("--force", "-f", is_flag=True, help="Write over the file that --output names.")
 @json_option
 @verb
 async def file_get(
-    profile: Profile, what: str, which: str | None, output: Path | None, force: bool, as_json: bool
+    profile: Profile, what: str, which: str | None, output: str | None, force: bool, as_json: bool
 ) -> None:
     """Fetch a file of a post, or the file that a link leads to, and open it here.
 
     It gets its name only when it is whole and proved right, and never that of another file. A download of a POST's file
     that was interrupted goes on where it stopped. A link is read from standard input for -, which keeps it out of the
-    history of your shell; no account is needed for it.
+    history of your shell; no account is needed for it. It does not hold the file's name: give one with --output.
 
     \b
     secureblogs file get 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3 holiday.mp4
     secureblogs file get - --output holiday.mp4
     """
-    to_stdout = str(output) == "-"
+    to_stdout = output == "-"
     if to_stdout and sys.stdout.isatty():
         raise click.UsageError("This is for a file or a pipe: what others wrote could steer your terminal.")
     if to_stdout and as_json:
@@ -127,7 +131,7 @@ async def file_get(
         return
     post_id = as_id(what)
     if post_id is None:
-        raise click.UsageError("Give the id of a post, or a link that begins with https://.")
+        raise click.UsageError("Give the id of a post, or a link that begins with https:// or http://.")
     async with connected(profile) as (client, _):
         found = await _find(profile, client, post_id, which)
         stream = client.file_stream(found.id)
@@ -154,7 +158,8 @@ async def file_link(
     """Make a link to a file of a post, for anybody, with an account or without.
 
     Whoever has the whole link can read the file. What stands after its # opens it, and no server ever sees that: send
-    the link by a way that you trust. It opens with `secureblogs file get`.
+    the link by a way that you trust. It opens with `secureblogs file get` and with nothing else, no browser either; and
+    the file's name is not in it, so tell that too.
 
     \b
     secureblogs file link 0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3 holiday.mp4
@@ -170,6 +175,9 @@ async def file_link(
     say(url)
     times = "" if downloads is None else f", {downloads} downloads" if downloads > 1 else ", one download"
     note(f"Until {when(made.expires)}{times}; secureblogs file unlink {made.id} ends it.")
+    # Where nobody looks it is not repeated: standard error ends up in logs.
+    shown = shlex.quote(url) if sys.stdout.isatty() else "LINK"
+    note(f"It opens with: secureblogs file get {shown} --output {shlex.quote(safe_name(found.name))}")
 
 
 @file.command("links")
@@ -243,31 +251,52 @@ async def _get(
     stream: SealedStream,
     key: FileKey,
     name: str,
-    output: Path | None,
+    output: str | None,
     *,
     overwrite: bool,
     resume: bool,
     as_json: bool,
 ) -> None:
-    if output is not None and str(output) == "-":
+    if output == "-":
         await write_out(stream, key, name)
         return
-    path = await receive(stream, key, _target(output, name, overwrite=overwrite), resume=resume)
-    size = _size(path)
+    path = Path(output or "")
+    if _is_stream(path):
+        size = await write_into(path, stream, key, name)
+    else:
+        path = await receive(stream, key, _target(output, name, overwrite=overwrite), resume=resume)
+        size = path.stat().st_size
     if as_json:
         show_json({"id": key.id, "name": name, "path": str(path), "size": size})
     else:
         say(f"Saved {line(path)} ({size_text(size)}).")
 
 
-def _target(output: Path | None, name: str, *, overwrite: bool) -> Target:
-    if output is None or output.is_dir():
-        return Target(output or Path(), safe_name(name), renumber=True)
-    return Target(output.parent, output.name, overwrite=overwrite)
+def _is_stream(path: Path) -> bool:
+    """Whether it is a pipe or the like, which is written to and keeps its place. Raises StorageError for a disk."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return False
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return True
+    raise StorageError(f"{path} is neither a file nor a pipe: choose another --output")
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size
+def _target(output: str | None, name: str, *, overwrite: bool) -> Target:
+    path = Path(output or "")
+    if output and output.endswith(("/", os.sep)):
+        make_target_folder(path)
+    if path.is_dir():
+        return Target(path, safe_name(name), renumber=True)
+    if os.path.lexists(path) and not overwrite:
+        raise StorageError(f"{path} is there already: write over it with --force, or choose another --output")
+    if path.is_symlink():
+        # What it leads to is meant, and the link stays.
+        path = Path(os.path.realpath(path))
+    return Target(path.parent, path.name, overwrite=overwrite)
 
 
 def _state(link: DownloadLink, now: datetime) -> str:

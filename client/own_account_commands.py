@@ -116,22 +116,27 @@ async def account_export(profile: Profile) -> None:
 async def account_delete(profile: Profile, password_stdin: bool, yes: bool) -> None:
     """Delete your account for good, with all your posts, and the groups that nobody else is in.
 
-    The keys on this machine stay where they are. Where you are a group's last owner, make another one first.
+    It takes your password, but where SECUREBLOGS_TOKEN is a JWT, whose user has none. The keys on this machine stay
+    where they are. Where you are a group's last owner, make another one first.
 
     \b
     secureblogs account delete
     """
     async with connected(profile) as (client, session):
-        if not prompts.confirm(f"Delete the account {line(session.email)} and all its posts, for good?", yes=yes):
+        whose = line(session.email or f"of {session.name} ({session.user_id})")
+        if not prompts.confirm(f"Delete the account {whose} and all its posts, for good?", yes=yes):
             note("Nothing was deleted.")
             return
-        password = prompts.password(session.email, from_stdin=password_stdin)
-        try:
-            await client.delete_account(password)
-        except Forbidden as error:
-            raise _wrong_password(error) from None
+        if profile.credential == "jwt":
+            await client.delete_account(confirm=session.user_id)
+        else:
+            password = prompts.password(session.email, from_stdin=password_stdin)
+            try:
+                await client.delete_account(password)
+            except Forbidden as error:
+                raise _wrong_password(error) from None
     profile.change_session(token=None, token_expires=None)
-    say(f"Deleted the account {line(session.email)}.")
+    say(f"Deleted the account {whose}.")
 
 
 def show_entries(entries: list[AuditEntry]) -> None:

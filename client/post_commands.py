@@ -37,7 +37,7 @@ from client.errors import (
     UntrustedKey,
     WrongPostKey,
 )
-from client.kept_files import forget_files, kept_files
+from client.kept_files import check_unused, forget_files, kept_files
 from client.models import Post
 from client.people import People
 from client.pins import Trust
@@ -139,8 +139,10 @@ async def post_new(
             else:
                 report_posted(posted, found.name)
             return
+        check_unused(profile.uploads_path, session.server, uploaded_ids, datetime.now(UTC), by_server=True)
         attachment_ids = [*uploaded_ids, *[(await send_in_clear(client, one)).id for one in sources]]
         made = await client.create_post(found.id, title, content, attachment_ids=attachment_ids)
+        forget_files(profile.uploads_path, session.server, uploaded_ids, made.id, datetime.now(UTC))
         if not no_wait:
             made = await client.wait_until_sealed(made.id, SEALING_SECONDS)
     if as_json:
@@ -163,7 +165,10 @@ async def _post_sealed(
     sources: Sequence[Source],
     uploaded_ids: Sequence[UUID],
 ) -> Posted:
-    uploaded = _uploaded(profile, session, uploaded_ids)
+    now = datetime.now(UTC)
+    check_unused(profile.uploads_path, session.server, uploaded_ids, now, by_server=False)
+    kept = kept_files(profile.uploads_path, session.server, now)
+    uploaded = [kept[one] for one in dict.fromkeys(uploaded_ids)]
     identity, people = unlock(profile, client)
     known = read_recipients(profile.recipients_path, new.group_id)
     new = msgspec.structs.replace(new, known=known, signing_key_id=session.key_id)
@@ -179,18 +184,8 @@ async def _post_sealed(
         raise NetworkError(f"{error}. Look for {outgoing.new.id} before you post again: it may be stored") from None
     user_ids = {one.key.user_id for one in posted.recipients.accepted}
     save_recipients(profile.recipients_path, new.group_id, user_ids)
-    forget_files(profile.uploads_path, uploaded_ids, datetime.now(UTC))
+    forget_files(profile.uploads_path, session.server, uploaded_ids, posted.post.id, datetime.now(UTC))
     return posted
-
-
-def _uploaded(profile: Profile, session: Session, file_ids: Sequence[UUID]) -> list[Attachment]:
-    if not file_ids:
-        return []
-    kept = kept_files(profile.uploads_path, session.server, datetime.now(UTC))
-    for one in file_ids:
-        if one not in kept:
-            raise ClientError(f"{one} was not uploaded from here within a day: `secureblogs file put` uploads a file")
-    return [kept[one] for one in dict.fromkeys(file_ids)]
 
 
 def report_posted(posted: Posted, group_name: str) -> None:

@@ -31,6 +31,9 @@ from client.transport import parse_address
 DEFAULT_PROFILE = "default"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
+SESSION_PREFIX, API_KEY_PREFIX = "sbs_", "sbk_"
+Credential = Literal["session", "api_key", "jwt"]
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -149,6 +152,13 @@ class Profile:
                 terminal.warn("the session's token is in the system's keyring, which SECUREBLOGS_KEYRING turns off")
             self._tokens[entry] = self._keyring.get(entry) if self._keyring is not None else None
         return self._tokens[entry]
+
+    @property
+    def credential(self) -> Credential:
+        """What proves to the server who this is. Of what is given, its looks tell: the server's own are marked."""
+        if self.given_token is None or self.given_token.startswith(SESSION_PREFIX):
+            return "session"
+        return "api_key" if self.given_token.startswith(API_KEY_PREFIX) else "jwt"
 
     def server(self) -> str:
         """The address to talk to: the given one, else the one logged in to, else this machine's."""

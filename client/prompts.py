@@ -17,6 +17,14 @@ from client.errors import BadText, NoCredential, StorageError
 from client.terminal import note
 
 
+def address() -> str:
+    """The email address of a new user."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("Nobody is there to be asked for an address: give EMAIL.")
+    with interruptible():
+        return str(click.prompt("Your email address", err=True))
+
+
 def name() -> str:
     """What a new user is to be called."""
     if not sys.stdin.isatty():

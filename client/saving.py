@@ -85,6 +85,18 @@ def make_target_folder(folder: Path) -> None:
         raise StorageError(f"{folder} can't be used: {error.strerror}") from None
 
 
+def part_path(folder: Path, file_id: UUID) -> Path:
+    """Where a file lies while it is on its way into a folder."""
+    return folder / f".{file_id}.part"
+
+
+def check_replaceable(target: Path) -> None:
+    """Raises StorageError where a download would take the place of something else than a file: a link, a device."""
+    with suppress(OSError):
+        if not stat.S_ISREG(target.lstat().st_mode):
+            raise StorageError(f"{target} is no file, and is left as it is")
+
+
 class Part:
     """A file on its way into `folder`, of mode 0600. Only one process has it at a time.
 
@@ -92,7 +104,7 @@ class Part:
     """
 
     def __init__(self, folder: Path, file_id: UUID, *, keep: bool = True) -> None:
-        self.path = folder / f".{file_id}.part"
+        self.path = part_path(folder, file_id)
         self._keep = keep
         try:
             self.file: BinaryIO = os.fdopen(self._open(), "r+b", buffering=0)
@@ -155,6 +167,7 @@ class Part:
         """Give the whole file its name. Raises FileExistsError where that is taken, and not to be overwritten."""
         os.fsync(self.file.fileno())
         if overwrite:
+            check_replaceable(target)
             self.path.replace(target)
         else:
             _move(self.path, target)

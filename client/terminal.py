@@ -25,8 +25,8 @@ _UNSAFE = re.compile(
 
 # Cells that a table leaves to titles and names, however narrow the terminal.
 LEAST_FIRST_CELLS = 16
-# Cells, wider than any terminal.
-UNBOUNDED = 10_000
+# Cells between two columns.
+GAP = 2
 
 
 def line(text: object) -> str:
@@ -82,7 +82,7 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
     if not rows:
         return
     console = _console(sys.stdout)
-    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, GAP, 0, 0))
     # What is first is what people wrote, and may take several lines. An id or a fingerprint that is copied must stay
     # whole.
     first = min(max(cell_len(row[0]) for row in rows), LEAST_FIRST_CELLS)
@@ -91,9 +91,9 @@ def _print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None
         table.add_column(heading, no_wrap=True)
     for row in rows:
         table.add_row(*(Text(value) for value in row))
-    # What it needs is asked without the terminal's own bounds, which would cut the answer too.
-    needed = console.measure(table, options=console.options.update(max_width=UNBOUNDED)).minimum
-    if needed <= console.width:
+    # All but the first value are counted whole: rich, when asked, counts on their being broken between words.
+    widths = [max(map(cell_len, values)) for values in zip(headings, *rows, strict=True)]
+    if max(first, cell_len(headings[0])) + sum(GAP + width for width in widths[1:]) <= console.width:
         console.print(table)
         return
     # Too narrow for columns: each item's first value above the others.

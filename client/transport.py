@@ -12,9 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+import h11
+import httpcore
 import httpx
 import msgspec
 
@@ -29,6 +31,8 @@ _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 # 500 is not among them: a server that failed on this request will most likely fail on it again.
 _PASSING = frozenset({502, 503, 504})
 
+# In seconds. Once an answer has begun, it is there.
+EARLY_ANSWER_S = 2.0
 # In seconds. A server hands a file on as it comes: while its store is slow, it neither takes anything nor answers.
 FILE_TIMEOUT = httpx.Timeout(120.0, connect=10.0)
 
@@ -130,8 +134,12 @@ class Transport:
         self.token = token
         self.retries = retries or Retries()
         self._sleep = sleep
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout, connect=10.0),
+        self._timeout = httpx.Timeout(timeout, connect=10.0)
+        self._http = self._new_http()
+
+    def _new_http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            timeout=self._timeout,
             headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
             # A proxy of the environment can't reach this machine's own loopback address, so it is not asked to.
             trust_env=not is_loopback(self.address),
@@ -245,13 +253,16 @@ class Transport:
         self, path: str, content: Content, query: Mapping[str, object], headers: Mapping[str, str]
     ) -> bytes:
         sized = {} if content.size is None else {"Content-Length": str(content.size)}
-        async with content.open() as body, self._reached(f"POST {path}"):
-            response = await self._http.post(
+        early = EarlyAnswer(self._check_answer)
+        # On a connection of its own: of one that is taken out of the pool nobody is told.
+        async with content.open() as body, self._reached(f"POST {path}"), self._new_http() as http:
+            response = await http.post(
                 self.address + path,
                 params={name: str(value) for name, value in query.items()},
-                content=body,
+                content=early.watch(body),
                 headers={**self._headers(None), **sized, **headers},
                 timeout=FILE_TIMEOUT,
+                extensions={"trace": early.trace},
             )
             self._check_answer(response)
             return response.content
@@ -299,6 +310,50 @@ class Transport:
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         return headers
+
+
+class EarlyAnswer:
+    """Hears a server that answers before the whole of a long body is sent, which it does to refuse it.
+
+    httpx sends all of it before it reads anything; and when the server closes the connection meanwhile, the answer is
+    lost. `check` raises what an answer stands for.
+    """
+
+    def __init__(self, check: Callable[[httpx.Response], None]) -> None:
+        self._check = check
+        self._stream: Any = None
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """For httpx, which tells here of the connection that it makes."""
+        if event in {"connection.connect_tcp.complete", "proxy.start_tls.complete", "connection.start_tls.complete"}:
+            self._stream = info["return_value"]
+
+    async def watch(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same blocks, until the server says no."""
+        async for block in body:
+            if self._stream is not None and self._stream.get_extra_info("is_readable"):
+                await self._read()
+            yield block
+
+    async def _read(self) -> None:
+        stream, self._stream = self._stream, None
+        told = h11.Connection(h11.CLIENT)
+        told.send(h11.Request(method="POST", target="/", headers=[("Host", "x"), ("Transfer-Encoding", "chunked")]))
+        head: h11.Response | None = None
+        content = b""
+        while not isinstance(event := told.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                try:
+                    told.receive_data(await stream.read(65_536, timeout=EARLY_ANSWER_S))
+                except httpcore.TimeoutException:
+                    # It was TLS that had something to say, and no answer.
+                    return
+            elif isinstance(event, h11.Response):
+                head = event
+            elif isinstance(event, h11.Data):
+                content += event.data
+        if head is not None:
+            self._check(httpx.Response(head.status_code, headers=list(head.headers), content=content))
 
 
 def decode_answer(raw: bytes, answer: type[Answer], call: str) -> Answer:

@@ -1,6 +1,11 @@
 """Changing one's own account, groups that one owns, and who is meant by a name, at the command line."""
 
+import asyncio
 import json
+import os
+import pty
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +24,31 @@ NEW_PASSWORD = "another correct horse"
 @pytest.fixture
 async def dora(server: str, tmp_path: Path) -> User:
     return await User("Dora", server, tmp_path / "dora").sign_up()
+
+
+async def test_whoever_signs_up_is_asked_for_what_they_did_not_give(server: str, tmp_path: Path) -> None:
+    someone = User("Eve", server, tmp_path / "eve")
+    outer, inner = pty.openpty()
+    os.write(outer, f"{someone.email}\nEve\n".encode())
+    signing_up = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "client", "sign-up", "--json"],
+        stdin=inner,
+        env=os.environ | someone.environment | {"SECUREBLOGS_KEYRING": "off"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    os.close(outer)
+    os.close(inner)
+    assert signing_up.returncode == 0, signing_up.stderr
+    assert json.loads(signing_up.stdout)["email"] == someone.session()["email"] == someone.email
+    assert "Your email address: " in signing_up.stderr
+
+
+async def test_where_nobody_can_be_asked_an_address_has_to_be_given(server: str, tmp_path: Path) -> None:
+    result = await User("Eve", server, tmp_path / "eve").run("sign-up")
+    assert (result.exit_code, "give EMAIL" in result.stderr) == (2, True)
 
 
 async def test_a_name_is_changed_for_everybody(dora: User) -> None:
@@ -92,6 +122,12 @@ async def test_an_api_key_is_made_used_and_revoked(dora: User, server: str) -> N
             await program.me()
     states = [row.split("\t")[3] for row in (await dora.do("api-key", "list")).splitlines()]
     assert states == ["revoked", "active"]
+
+
+@pytest.mark.parametrize("days", ["0", "3651", "10000000"])
+async def test_an_api_key_lives_for_ten_years_at_most(dora: User, days: str) -> None:
+    result = await dora.run("api-key", "new", "x", "--days", days)
+    assert (result.exit_code, "1<=x<=3650" in result.output) == (2, True), result.output
 
 
 async def test_what_the_server_knows_of_oneself_is_shown(dora: User) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -31,11 +32,13 @@ from client.uploads import (
 )
 from server.sealing.files import CHUNK_BYTES, HEADER_BYTES, SEALED_CHUNK_BYTES, FileSealer, chunk_offset, new_file_key
 from server.sealing.texts import Attachment
+from server.settings import Settings
 from tests.client.cutting_server import Cutter, Limits, cutting
 from tests.client.devices import Device
 from tests.client.rewriting_server import Liar
 from tests.client.scripted_server import Call, Reply
-from tests.people import PATIENCE_S
+from tests.people import PASSWORD, PATIENCE_S, new_email
+from tests.processes import environ_of, running_api_process
 
 LIVES = timedelta(hours=1)
 QUICK = Retries(tries=3, first_wait=0.01, longest_wait=0.02)
@@ -322,6 +325,38 @@ async def test_nothing_is_fetched_for_a_name_that_is_taken(liar: Liar, tmp_path:
             await save(client, TRUE_FILE, tmp_path)
     assert liar.calls == []
     assert (tmp_path / TRUE_FILE.name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("send", [upload, upload_in_clear])
+async def test_file_that_is_too_large_is_hardly_sent(
+    settings: Settings, server: str, tmp_path: Path, send: Callable[[Client, Source], Awaitable[object]]
+) -> None:
+    environ = environ_of(settings, MAX_ATTACHMENT_BYTES="100000")
+    path = tmp_path / "film.mp4"
+    with path.open("wb") as file:
+        file.truncate(200_000_000)
+    async with (
+        running_api_process(environ, tmp_path / "log") as api,
+        cutting(api.url) as cutter,
+        Client(cutter.address) as client,
+    ):
+        await client.sign_up("Anna", new_email(), PASSWORD)
+        with pytest.raises(Refused, match="100,000 bytes at most"):
+            await send(client, source_of_path(path))
+        assert cutter.up < 50_000_000
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("nothing"), Path.mkdir])
+async def test_only_a_file_is_written_over(liar: Liar, tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / TRUE_FILE.name)
+    before = (tmp_path / TRUE_FILE.name).lstat()
+    async with Client(liar.address) as client:
+        with pytest.raises(StorageError, match="is no file"):
+            await downloads.save(
+                client.file_stream(TRUE_FILE.id), downloads.key_of(TRUE_FILE), tmp_path, TRUE_FILE.name, overwrite=True
+            )
+    assert liar.calls == []
+    assert (tmp_path / TRUE_FILE.name).lstat() == before
 
 
 async def test_part_is_not_taken_up_where_the_server_gives_no_parts(

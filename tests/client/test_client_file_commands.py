@@ -5,7 +5,9 @@ import json
 import os
 import re
 import secrets
+import shlex
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -21,12 +23,14 @@ import pytest
 from client.posting import NewPost, publish
 from client.uploads import source_of_bytes, upload
 from server.sealing.files import CHUNK_BYTES
+from server.settings import Settings
 from tests.client.cutting_server import Limits, cutting
 from tests.client.devices import Device
 from tests.client.rewriting_server import Liar
 from tests.client.scripted_server import Reply
 from tests.client.test_client_cli import User
 from tests.people import PATIENCE_S
+from tests.processes import environ_of, running_api_process
 
 HOSTILE = ["../../../out", "..", "/etc/passwd", "C:\\x", "con", "a\x1b[31mb\u202etxt", ".bashrc", *["same"] * 3]
 
@@ -102,6 +106,17 @@ async def test_file_that_can_not_be_read_stops_the_post_before_anything_is_sent(
     assert await anna.ask_for("post", "list") == []
 
 
+async def test_file_that_is_too_large_is_named(settings: Settings, server: str, tmp_path: Path) -> None:
+    small, large = new_file(tmp_path, "small.txt", b"text"), new_file(tmp_path, "large.bin", bytes(100_001))
+    environ = environ_of(settings, MAX_ATTACHMENT_BYTES="100000")
+    async with running_api_process(environ, tmp_path / "log") as api:
+        anna = await User("Anna", api.url, tmp_path / "anna").sign_up()
+        assert await anna.fail(1, "file", "put", large) == (
+            "large.bin (100,001 bytes) is larger than this server takes: 100,000 bytes at most"
+        )
+        await anna.do("file", "put", small)
+
+
 async def test_no_name_escapes_the_folder_or_writes_over_another(anna: Device, tmp_path: Path) -> None:
     post_id = await post_with(anna, *HOSTILE)
     target = tmp_path / "deep" / "target"
@@ -159,12 +174,26 @@ async def test_what_was_uploaded_elsewhere_is_not_attached(anna: Device, ben: De
     assert "file put" in said
 
 
+async def test_why_an_upload_is_not_attached_is_told(anna: Device) -> None:
+    group_id = await anna.found_group()
+    sealed_here = (await anna.do("file", "put", "-", typed=b"text")).strip()
+    by_server = (await anna.do("file", "put", "-", "--by-server", typed=b"text")).strip()
+    new = ("post", "new", group_id, "Files", "", "--uploaded")
+    assert "add --by-server" in await anna.fail(1, *new, by_server)
+    assert "leave out --by-server" in await anna.fail(1, *new, sealed_here, "--by-server")
+    for file_id, by in ((sealed_here, ()), (by_server, ("--by-server",))):
+        made = await anna.ask_for(*new, file_id, *by)
+        for again in ((), ("--by-server",)):
+            assert f"is in a post already, {made['id']}" in await anna.fail(1, *new, file_id, *again)
+
+
 async def test_put_names_the_file(anna: Device, tmp_path: Path) -> None:
     path = new_file(tmp_path, "plan.txt", b"text")
     put = await anna.ask_for("file", "put", path)
     assert (put["name"], put["media_type"], put["size"]) == ("plan.txt", "text/plain", 4)
     put = await anna.ask_for("file", "put", path, "--name", "other", "--type", "image/png")
     assert (put["name"], put["media_type"]) == ("other", "image/png")
+    assert json.loads(await anna.do("file", "put", "-", "--json", typed=b"text"))["name"] == "stdin"
     assert "no name for a file" in await anna.fail(2, "file", "put", path, "--name", "a/b")
 
 
@@ -174,7 +203,9 @@ async def test_file_is_fetched_under_the_name_that_was_asked_for(anna: Device, t
     got = await anna.ask_for("file", "get", post_id, "plan.txt", "--output", target)
     assert (got["path"], got["size"], target.read_bytes()) == (str(target), 4, b"text")
     target.write_bytes(b"mine")
-    assert "is there already" in await anna.fail(1, "file", "get", post_id, "plan.txt", "-o", target)
+    assert "is there already: write over it with --force" in await anna.fail(
+        1, "file", "get", post_id, "plan.txt", "-o", target
+    )
     assert target.read_bytes() == b"mine"
     await anna.do("file", "get", post_id, "plan.txt", "-o", target, "--force")
     assert target.read_bytes() == b"text"
@@ -185,6 +216,48 @@ async def test_file_is_fetched_under_the_name_that_was_asked_for(anna: Device, t
     assert saved(folder) == {"plan.txt": b"text", "plan (2).txt": b"text"}
     assert "other.txt" in await anna.fail(1, "file", "get", post_id, "-o", folder)
     assert "post read" in await anna.fail(1, "file", "get", post_id, "nothing", "-o", folder)
+
+
+async def test_folder_that_ends_with_a_slash_is_made(anna: Device, tmp_path: Path) -> None:
+    post_id = await post_with(anna, "plan.txt")
+    await anna.do("file", "get", post_id, "-o", f"{tmp_path}/new/folder/")
+    assert saved(tmp_path / "new/folder") == {"plan.txt": b"text"}
+    new_file(tmp_path, "file", b"mine")
+    assert "can't be used" in await anna.fail(1, "file", "get", post_id, "-o", f"{tmp_path}/file/", "--force")
+
+
+async def test_pipe_is_written_to_and_stays_one(anna: Device, tmp_path: Path) -> None:
+    content = secrets.token_bytes(30_000)
+    post_id = await post_with(anna, "plan.txt", content=content)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for force in ((), ("--force",)):
+        got = await anna.ask_for("file", "get", post_id, "-o", pipe, *force)
+        assert pipe.is_fifo()
+        assert (got["size"], os.read(reader, 65_536)) == (len(content), content)
+    os.close(reader)
+    assert everything(tmp_path) - everything(anna.home) == {anna.home, pipe}
+
+
+async def test_what_is_neither_file_nor_pipe_is_left_as_it_is(anna: Device, tmp_path: Path) -> None:
+    post_id = await post_with(anna, "plan.txt")
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        said = await anna.fail(1, "file", "get", post_id, "-o", path, "--force")
+    assert "neither a file nor a pipe" in said
+    assert path.is_socket()
+
+
+async def test_link_is_followed_and_stays_one(anna: Device, tmp_path: Path) -> None:
+    post_id = await post_with(anna, "plan.txt")
+    target, link = new_file(tmp_path, "target", b"mine"), tmp_path / "link"
+    link.symlink_to("target")
+    assert "--force" in await anna.fail(1, "file", "get", post_id, "-o", link)
+    assert target.read_bytes() == b"mine"
+    await anna.do("file", "get", post_id, "-o", link, "--force")
+    assert (link.is_symlink(), target.read_bytes()) == (True, b"text")
 
 
 async def test_of_two_files_of_one_name_the_id_is_asked_for(anna: Device, tmp_path: Path) -> None:
@@ -237,6 +310,7 @@ async def test_stranger_opens_a_link(anna: Device, stranger: User, server: str, 
     post_id = await post_with(anna, "plan.txt", content=content)
     made = await anna.run("file", "link", post_id, "plan.txt", "--expires", "2h")
     assert "secureblogs file unlink " in made.stderr
+    assert "secureblogs file get LINK --output plan.txt" in made.stderr
     link = here(made.stdout.strip(), server)
     target = tmp_path / "target"
     await stranger.do("file", "get", link, "-o", target)
@@ -296,6 +370,25 @@ async def test_links_are_listed_used_up_and_ended(anna: Device, stranger: User, 
     assert not (tmp_path / "y").exists()
 
 
+async def test_terminal_is_shown_the_command_that_opens_a_link(
+    anna: Device, stranger: User, server: str, tmp_path: Path
+) -> None:
+    post_id = await post_with(anna, "the plan's.txt")
+    terminal, stdout = os.openpty()
+    async with running(anna, "file", "link", post_id, stdout=stdout) as process:
+        _, told = await process.communicate()
+    link = here(os.read(terminal, 65_536).decode().strip(), server)
+    os.close(terminal)
+    os.close(stdout)
+    [command] = [line for line in told.decode().splitlines() if "It opens with: " in line]
+    words = shlex.split(command.partition(": ")[2])
+    assert [*words[:3], here(words[3], server), *words[4:]] == [
+        *("secureblogs", "file", "get", link, "--output", "the plan's.txt")
+    ]
+    await stranger.do(*words[1:3], link, words[4], tmp_path / words[5])
+    assert (tmp_path / "the plan's.txt").read_bytes() == b"text"
+
+
 @pytest.mark.parametrize("expires", ["", "1", "59s", "31d", "1w", "-1d", "1.5h"])
 async def test_time_that_is_none_is_refused(stranger: User, expires: str) -> None:
     result = await stranger.run("file", "link", "0198f2c4-1d2e-7a3b-8c4d-5e6f708192a3", "--expires", expires)
@@ -315,14 +408,18 @@ async def test_what_makes_no_sense_is_told(stranger: User, arguments: tuple[str,
 
 @asynccontextmanager
 async def running(
-    someone: User, *arguments: object, stdin: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE
+    someone: User,
+    *arguments: object,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
 ) -> AsyncIterator[Any]:
     """The command as a process, which is gone afterwards."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "client", *(str(one) for one in arguments)),
         env={**os.environ, **someone.environment, "SECUREBLOGS_KEYRING": "off"},
         stdin=stdin,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=stderr,
     )
     try:
@@ -355,6 +452,38 @@ async def test_killed_download_leaves_no_half_file_and_the_next_one_goes_on(
         await anna.do("file", "get", post_id, "-o", target)
         assert cutter.down < len(content)
     assert saved(target) == {"plan.bin": content}
+
+
+async def test_interrupted_download_says_that_what_came_is_kept(anna: Device, server: str, tmp_path: Path) -> None:
+    post_id = await post_with(anna, "plan.bin", content=bytes(6_000_000))
+    target = tmp_path / "target"
+    target.mkdir()
+    async with cutting(server) as cutter:
+        cutter.otherwise = Limits(down=4_000_000, stall=True)
+        anna.go_through(cutter.address)
+        async with running(anna, "file", "get", post_id, "-o", target) as process, asyncio.timeout(PATIENCE_S):
+            while not sum(one.stat().st_size for one in target.iterdir()):  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+            assert await process.stderr.read() == b"What came is kept, and the same command goes on from there.\n"
+    assert [one.suffix for one in target.iterdir()] == [".part"]
+
+
+async def test_interrupted_write_to_a_pipe_that_nobody_reads_ends(anna: Device, server: str, tmp_path: Path) -> None:
+    post_id = await post_with(anna, "plan.bin", content=bytes(200_000))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with cutting(server) as cutter:
+        anna.go_through(cutter.address)
+        async with running(anna, "file", "get", post_id, "-o", pipe) as process, asyncio.timeout(PATIENCE_S):
+            while cutter.down < 200_000:  # noqa: ASYNC110 - of another process
+                await asyncio.sleep(0.02)
+            # It is at the pipe, or just before: one signal is enough for both.
+            await asyncio.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 130
+    assert pipe.is_fifo()
 
 
 async def test_upload_that_waits_for_a_pipe_is_interrupted(anna: Device, server: str) -> None:

@@ -69,6 +69,37 @@ def test_ids_stay_whole_however_narrow_the_terminal(columns: int) -> None:
     assert sent.count(ID) == 2
 
 
+FINGERPRINT = "21b9 a9ff 4d10 7c2e 9f35 0b6d 8e1a c447 5d02 e6f1 b398 aa07"
+TIME = "2026-11-22 16:05"
+LISTS = {
+    "key list": (["label", "id", "state", "made", "fingerprint"], ["laptop", ID, "not compared", TIME, FINGERPRINT]),
+    "file links": (["state", "id", "made", "until", "downloads left"], ["used up", ID, TIME, TIME, "any number"]),
+    "post list": (["title", "id", "written", "author", "access"], ["The plan", ID, TIME, "Al B", "key_revoked or so"]),
+    "session list": (["session", "id", "since", "until"], ["this one", ID, TIME, TIME]),
+    "api-key list": (
+        ["label", "id", "scopes", "state", "made", "last used"],
+        ["nightly report", ID, "read, write", f"until {TIME}", TIME, TIME],
+    ),
+    "audit": (
+        ["what", "when", "by", "to", "group", "further"],
+        ["read_request.approved", TIME, ID, ID, ID, f"key_id={ID} request_id={ID}"],
+    ),
+}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100, 130, 200])
+@pytest.mark.parametrize("shown", LISTS)
+def test_nothing_of_a_list_is_cut(shown: str, columns: int) -> None:
+    headings, row = LISTS[shown]
+    code = f"from client import terminal\nterminal.show_table({headings!r}, [{row!r}] * 2)"
+    sent = run_on_a_terminal(code, COLUMNS=str(columns), TERM="dumb")
+    assert "…" not in sent
+    first, *others = row
+    assert "".join(sent.split()).count(first.replace(" ", "")) == 2
+    for value in others:
+        assert sent.count(value) >= 2, (value, sent)
+
+
 def test_long_titles_take_several_lines() -> None:
     code = (
         f'from client import terminal\nterminal.show_table(["about", "id", "by"], [["title " * 30, "{ID}", "Alice"]])'

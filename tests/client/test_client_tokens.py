@@ -16,7 +16,8 @@ async def test_program_without_a_home_works_with_an_api_key(server: str, tmp_pat
     program = User("program", server, tmp_path / "empty")
 
     me = json.loads(await program.do("whoami", "--json", SECUREBLOGS_TOKEN=reader))
-    assert (me["id"], me["session_ends"]) == (dora.id, None)
+    assert (me["id"], me["credential"], me["session_ends"]) == (dora.id, "api_key", None)
+    assert "an API key, from SECUREBLOGS_TOKEN" in await program.do("whoami", SECUREBLOGS_TOKEN=reader)
     told = await program.fail(1, "group", "new", "G", SECUREBLOGS_TOKEN=reader)
     assert told.startswith("This API key has not the scope that this needs.")
     made = json.loads(await program.do("group", "new", "G", "--json", SECUREBLOGS_TOKEN=writer))
@@ -35,13 +36,23 @@ async def test_program_without_a_home_works_with_an_api_key(server: str, tmp_pat
 async def test_guest_of_the_issuer_has_keys_and_posts(server: str, tmp_path: Path) -> None:
     gina = User("Gina", server, tmp_path / "gina")
     gina.environment["SECUREBLOGS_TOKEN"] = token_of(new_subject(), name="Gina")
-    assert (await gina.ask_for("whoami"))["name"] == "Gina"
+    shown = await gina.ask_for("whoami")
+    assert (shown["name"], shown["credential"]) == ("Gina", "jwt")
+    assert "session until" not in await gina.do("whoami")
     await gina.do("key", "new")
     await gina.do("group", "new", "G")
     posted = await gina.ask_for("post", "new", "G", "A title", "Some text")
     assert "Some text" in await gina.do("post", "read", posted["id"])
     await gina.do("api-key", "new", "script")
     assert "log in" in await gina.fail(1, "session", "list")
+
+
+async def test_guest_of_the_issuer_leaves_without_a_password(server: str, tmp_path: Path) -> None:
+    gina = User("Gina", server, tmp_path / "gina")
+    gina.environment |= {"SECUREBLOGS_TOKEN": token_of(new_subject(), name="Gina"), "SECUREBLOGS_PASSWORD": ""}
+    user_id = (await gina.ask_for("whoami"))["id"]
+    assert user_id in await gina.do("account", "delete", "--yes")
+    await gina.fail(4, "whoami")
 
 
 async def test_session_of_the_profile_is_left_as_it_is(server: str, tmp_path: Path) -> None:

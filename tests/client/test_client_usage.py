@@ -73,7 +73,7 @@ async def test_used_up_quota_is_told_with_the_time_when_there_is_more(tmp_path: 
         "type": "about:blank",
         "title": "Too Many Requests",
         "status": 429,
-        "detail": "The quota of the day is used up.",
+        "detail": "The day's quota of 3 posts is used up; a new day begins at midnight UTC.",
         "code": "quota_exceeded",
     }
     token = {"token": "sbs_x", "expires": "2099-01-01T00:00:00Z"}
@@ -84,6 +84,7 @@ async def test_used_up_quota_is_told_with_the_time_when_there_is_more(tmp_path: 
     async with serving(replies) as scripted:
         eve = await User("Eve", scripted.address, tmp_path / "eve").sign_up()
         told = await eve.fail(1, "whoami")
+    assert "quota of 3 posts is used up; a new day begins at midnight UTC: that is " in told
     assert "secureblogs usage" in told
     begins = datetime.now(UTC) + timedelta(seconds=7200)
     assert any((begins - timedelta(minutes=late)).astimezone().strftime("%Y-%m-%d %H:%M") in told for late in (0, 1))
