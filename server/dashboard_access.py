@@ -21,6 +21,7 @@ from server.dashboard.dashboard import PanelSource
 from server.dashboard.errors import NoSession
 from server.dashboard.models import PanelFact
 from server.dashboard.router import dashboard_router
+from server.head import is_head
 from server.sealing import digests
 from server.settings import Settings
 
@@ -81,6 +82,9 @@ async def make_link(redis: Any, settings: Settings, administrator_id: UUID) -> s
 
 @get("/open", include_in_schema=False)
 async def open_dashboard(request: Request[Any, Any, Any], token: FromQuery[str] = "") -> Response[bytes]:
+    if is_head(request):
+        # Whoever only looks at addresses, as those do who show what is behind one, must not use this one up.
+        return Response(b"", media_type="text/html", headers=pages.PAGE_HEADERS)
     opened = await access.open_session(request.app.state.redis, token)
     if opened is None:
         raise NoSession(
@@ -95,7 +99,7 @@ async def open_dashboard(request: Request[Any, Any, Any], token: FromQuery[str] 
     )
     return Response(
         page.encode(),
-        media_type="text/html; charset=utf-8",
+        media_type="text/html",
         headers={**pages.PAGE_HEADERS, "Referrer-Policy": "no-referrer"},
         cookies=[access.cookie(opened[1])],
     )

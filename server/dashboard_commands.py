@@ -15,11 +15,12 @@ import rich_click as click
 from server import administration, dashboard_access, database, jobs
 from server.dashboard import terminal
 from server.dashboard.errors import Unavailable
+from server.dashboard.lists import MAX_PAGE
 from server.dashboard.models import JobPage, Overview, Selection, State, Workers
-from server.dashboard.reader import MAX_PAGE, Reader
+from server.dashboard.reader import Reader
 from server.errors import UserNotFound
 from server.settings import Settings, load
-from server.up import attach
+from server.up import at_running_address, attach
 
 WATCH_EVERY_S = 1.0
 REDIS_AWAY = "secureblogs: Redis does not answer; `secureblogs doctor` looks into it"
@@ -108,7 +109,8 @@ async def open_redis(settings: Settings) -> AsyncIterator[Any]:
 def print_link(email_or_id: str) -> None:
     """Print an address that opens the dashboard for an administrator: once, and within a minute."""
     try:
-        click.echo(asyncio.run(make_link(attach(load(os.environ)), email_or_id)))
+        settings = at_running_address(attach(load(os.environ)), os.environ)
+        click.echo(asyncio.run(make_link(settings, email_or_id)))
     except UserNotFound:
         sys.exit(f"secureblogs: no account has the address or id {email_or_id}")
     except Unavailable:

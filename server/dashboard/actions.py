@@ -10,12 +10,15 @@ import msgspec
 from arq.constants import expires_extra_ms
 from arq.utils import timestamp_ms
 
-from server.dashboard import keys
+from server.dashboard import keys, tries
 from server.dashboard.errors import BadRequest, JobNotFound, QueueNotFound
+from server.dashboard.job_detail import Found, possible
 from server.dashboard.keys import Pause, TryRecord, read_ref
+from server.dashboard.lists import MAX_PAGE
 from server.dashboard.models import Done, Outcome, Preview, Selection, State
-from server.dashboard.reader import MAX_PAGE, Found, Reader, ms_of, possible
-from server.dashboard.recorder import UNKNOWN_FUNCTION, Bounds, as_try, write_tries
+from server.dashboard.moments import ms_of
+from server.dashboard.reader import Reader
+from server.dashboard.tries import UNKNOWN_FUNCTION, Bounds, as_try
 
 RETRY, ABORT, DELETE = "retry", "abort", "delete"
 PAUSE, RESUME, REPAIR = "pause", "resume", "repair"
@@ -201,7 +204,7 @@ class Actions:
             arguments=found.detail.arguments,
         )
         one = as_try(found.queue, job_id, found.function or UNKNOWN_FUNCTION, record)
-        await write_tries(self._redis, self._bounds, [one])
+        await tries.write(self._redis, self._bounds, [one])
         async with self._redis.pipeline(transaction=True) as pipeline:
             pipeline.zrem(found.queue, job_id)
             pipeline.delete(keys.ARQ_JOB + job_id, keys.ARQ_RETRY + job_id, claim)
@@ -211,8 +214,8 @@ class Actions:
     # --------------------------------------------------------------------------------------------------------- queues
 
     async def pause(self, who: str, queue: str) -> Done:
-        """Within BEAT_EVERY_S no worker with a recorder begins a job of this queue, nor enqueues its cron jobs; what
-        runs is finished. Raises QueueNotFound."""
+        """Within BEAT_EVERY_S no worker with a recorder begins a job of this queue, nor enqueues its cron jobs, but for
+        those that its recorder was told never to pause; what runs is finished. Raises QueueNotFound."""
         await self._check_queue(queue)
         await self._tell(who, PAUSE, queue)
         async with self._reader.asking():

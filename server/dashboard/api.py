@@ -14,6 +14,7 @@ from server.dashboard.actions import PAUSE, REPAIR, RESUME, check_job_action
 from server.dashboard.dashboard import CSRF_HEADER, Asking, Dashboard
 from server.dashboard.errors import BadRequest
 from server.dashboard.events import Glance, stream
+from server.dashboard.lists import MAX_PAGE
 from server.dashboard.models import (
     Capabilities,
     CronSchedule,
@@ -29,7 +30,6 @@ from server.dashboard.models import (
     State,
     Workers,
 )
-from server.dashboard.reader import MAX_PAGE
 
 
 class Panels(msgspec.Struct, frozen=True, kw_only=True):

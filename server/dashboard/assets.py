@@ -50,6 +50,6 @@ def _asset(name: str, content: bytes, media_type: str) -> Asset:
         name=name,
         path=f"static/{digest.hex()[:16]}/{name}",
         integrity=f"sha384-{base64.b64encode(digest).decode()}",
-        media_type=f"{media_type}; charset=utf-8",
+        media_type=media_type,
         content=content,
     )

@@ -12,9 +12,11 @@ from litestar.connection import ASGIConnection
 from redis.asyncio import Redis
 
 from server.dashboard.actions import ACTIONS, REPAIR, Actions, OnAction
+from server.dashboard.encoded import Deserializer
 from server.dashboard.errors import ForeignOrigin, PanelNotFound, ReadOnly, Refused
 from server.dashboard.models import Capabilities, Done, Panel, PanelFact
-from server.dashboard.reader import Deserializer, Reader
+from server.dashboard.page_cache import PageCache
+from server.dashboard.reader import Reader
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Asking = Request[Any, Any, Any]
@@ -48,6 +50,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     queues: Collection[str]
     csrf_key: bytes
     path: str
+    pages: PageCache
 
 
 class Dashboard:
@@ -57,6 +60,7 @@ class Dashboard:
         self._options = options
         self.path = options.path
         self.read_only = options.read_only
+        self.pages = options.pages
         self.reader = Reader(redis, options.deserializer, options.queues)
         self.actions = Actions(self.reader, self._on_action())
 

@@ -20,20 +20,23 @@ class BadCursor(BadRequest):
     detail = "The cursor is none of this list."
 
 
-class JobNotFound(DashboardError):
+class NotFound(DashboardError):
     status = 404
+    code = "not_found"
+    detail = "There is no such thing."
+
+
+class JobNotFound(NotFound):
     code = "job_not_found"
     detail = "There is no such job, or its history has been dropped."
 
 
-class QueueNotFound(DashboardError):
-    status = 404
+class QueueNotFound(NotFound):
     code = "queue_not_found"
     detail = "No worker and no job of such a queue is known."
 
 
-class PanelNotFound(DashboardError):
-    status = 404
+class PanelNotFound(NotFound):
     code = "panel_not_found"
     detail = "There is no such panel, or it has no such repair."
 

@@ -23,7 +23,7 @@ All of the history's keys begin with `arq:dashboard:`; `<queue>` and `<job>` are
 
 import base64
 import binascii
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from arq.constants import abort_jobs_ss, in_progress_key_prefix, job_key_prefix, result_key_prefix, retry_key_prefix
@@ -98,6 +98,18 @@ def read_ref(ref: str) -> str:
         raise JobNotFound from None
 
 
+def text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def decode(raw: Any, kind: Any) -> Any:
+    """None for what is not there, or was written by another version."""
+    try:
+        return msgspec.msgpack.decode(raw, type=kind) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 class TryRecord(msgspec.Struct, array_like=True, frozen=True):
     """Times are milliseconds, since 1970 or of duration."""
 
@@ -158,6 +170,8 @@ class Beat(msgspec.Struct, frozen=True):
     retried: int
     unrecorded: int
     is_recording: bool
+    never_paused: list[str] = []
+    """Cron jobs that go on while the queue is paused."""
 
 
 class Pause(msgspec.Struct, array_like=True, frozen=True):

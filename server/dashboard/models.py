@@ -96,6 +96,8 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     is_paused: bool
     paused_by: str | None
     paused_at: datetime | None
+    never_paused: list[str]
+    """Names of cron jobs that go on while it is paused."""
 
 
 class FunctionFigures(msgspec.Struct, frozen=True, kw_only=True):

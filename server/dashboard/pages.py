@@ -1,15 +1,16 @@
 """The pages, and the forms on them.
 
-A page is made from the same structs as the JSON, in one reading; its address holds the whole view. Forms answer by
+A page is made from the same structs as the JSON; its address holds the whole view. Forms answer by
 sending the browser to a page that says what was done. Nothing here needs a script in the browser.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
 import jinja2
+import msgspec
 from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, URLEncodedBody
@@ -20,8 +21,9 @@ from server.dashboard import rendering
 from server.dashboard.assets import assets, missing
 from server.dashboard.dashboard import Dashboard
 from server.dashboard.errors import BadRequest, DashboardError
-from server.dashboard.models import Done, Preview, Selection, Span, State
-from server.dashboard.reader import possible
+from server.dashboard.job_detail import possible
+from server.dashboard.models import Capabilities, Done, Preview, Selection, Span, State
+from server.dashboard.page_cache import TOKEN
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -42,6 +44,7 @@ AGES = {
     "7d": timedelta(days=7),
 }
 PREVIEWED = 20
+ON_A_PAGE = 30
 
 # What a list is ordered by, as the head of its column.
 _WHEN = {
@@ -79,6 +82,7 @@ _DEEDS = {
 Asking = Request[Any, Any, Any]
 Form = URLEncodedBody[dict[str, Any]]
 Page = Response[bytes]
+Shown = dict[str, Any]
 
 
 class Told(NamedTuple):
@@ -109,39 +113,38 @@ def page_handlers() -> list[ControllerRouterHandler]:
 
 @get("/", include_in_schema=False)
 async def overview(request: Asking, dashboard: NamedDependency[Dashboard]) -> Page:
-    span = _span(request)
-    return _page(
-        request,
-        dashboard,
-        "overview.html",
-        here="/",
-        overview=await dashboard.reader.overview(await dashboard.show_panels()),
-        history=await dashboard.reader.history(span),
-        parameters=_parameters(request, "span"),
-    )
+    panels = await dashboard.show_panels()
+
+    async def read() -> Shown:
+        shown, history = await dashboard.reader.first_screen(_span(request), panels)
+        return {"overview": shown, "history": history, "parameters": _parameters(request, "span")}
+
+    # What the application says may depend on who asks.
+    return await _live_page(request, dashboard, "overview.html", read, here="/", beside=repr(panels))
 
 
 @get("/jobs", include_in_schema=False)
 async def jobs(request: Asking, dashboard: NamedDependency[Dashboard]) -> Page:
-    queues = await dashboard.reader.queues()
-    selection = _selection(request, queues)
-    can = dashboard.capabilities(request)
-    return _page(
-        request,
-        dashboard,
-        "jobs.html",
-        here="/jobs",
-        jobs=await dashboard.reader.jobs(selection, request.query_params.get("cursor")),
-        selection=selection,
-        counts=await _counts(dashboard, selection.queue),
-        states=[state.value for state in State],
-        queues=_with(queues, selection.queue),
-        functions=_with(await dashboard.reader.functions(selection.queue), selection.function),
-        bulk=[action for action in possible(selection.state, True, True) if action in can.actions],
-        when=_WHEN.get(selection.state, "Ended"),
-        lesson=_LESSONS[selection.state],
-        parameters=_list_parameters(request, selection),
-    )
+    async def read() -> Shown:
+        queues = await dashboard.reader.queues()
+        selection = _selection(request, queues)
+        may = dashboard.may(request)
+        cursor = request.query_params.get("cursor")
+        page, queue, functions = await dashboard.reader.list_screen(selection, cursor, ON_A_PAGE)
+        return {
+            "jobs": page,
+            "selection": selection,
+            "counts": {state.value: getattr(queue, state.value) for state in State},
+            "states": [state.value for state in State],
+            "queues": _with(queues, selection.queue),
+            "functions": _with(functions, selection.function),
+            "bulk": [action for action in possible(selection.state, True, True) if action in may],
+            "when": _WHEN.get(selection.state, "Ended"),
+            "lesson": _LESSONS[selection.state],
+            "parameters": _list_parameters(request, selection),
+        }
+
+    return await _live_page(request, dashboard, "jobs.html", read, here="/jobs")
 
 
 @post("/jobs/preview", status_code=200, include_in_schema=False)
@@ -157,7 +160,6 @@ async def preview_bulk(request: Asking, dashboard: NamedDependency[Dashboard], d
         dashboard,
         "preview.html",
         here="/jobs",
-        is_live=False,
         preview=preview,
         selection=selection,
         when=_WHEN.get(selection.state, "Ended"),
@@ -177,8 +179,11 @@ async def act_on_bulk(request: Asking, dashboard: NamedDependency[Dashboard], da
 
 @get("/jobs/{ref:str}", include_in_schema=False)
 async def job(request: Asking, dashboard: NamedDependency[Dashboard], ref: FromPath[str]) -> Page:
-    detail = await dashboard.reader.job(ref)
-    return _page(request, dashboard, "job.html", here="/jobs", exactly=False, detail=detail, job=detail.job)
+    async def read() -> Shown:
+        detail = await dashboard.reader.job(ref)
+        return {"detail": detail, "job": detail.job}
+
+    return await _live_page(request, dashboard, "job.html", read, here="/jobs", exactly=False)
 
 
 @post("/jobs/{ref:str}/{action:str}", status_code=303, include_in_schema=False)
@@ -199,28 +204,32 @@ async def act_on_job(
 @get("/functions", include_in_schema=False)
 async def functions(request: Asking, dashboard: NamedDependency[Dashboard]) -> Page:
     asked = request.query_params
-    span = _span(request)
-    history = await dashboard.reader.history(span, asked.get("queue") or None, asked.get("function") or None)
-    return _page(
-        request,
-        dashboard,
-        "functions.html",
-        here="/functions",
-        exactly=history.function is None,
-        history=history,
-        queues=await dashboard.reader.queues(),
-        parameters=_parameters(request, "span", "queue", "function"),
-    )
+    function = asked.get("function") or None
+
+    async def read() -> Shown:
+        return {
+            "history": await dashboard.reader.history(_span(request), asked.get("queue") or None, function),
+            "queues": await dashboard.reader.queues(),
+            "parameters": _parameters(request, "span", "queue", "function"),
+        }
+
+    return await _live_page(request, dashboard, "functions.html", read, here="/functions", exactly=function is None)
 
 
 @get("/workers", include_in_schema=False)
 async def workers(request: Asking, dashboard: NamedDependency[Dashboard]) -> Page:
-    return _page(request, dashboard, "workers.html", here="/workers", workers=await dashboard.reader.workers())
+    async def read() -> Shown:
+        return {"workers": await dashboard.reader.workers()}
+
+    return await _live_page(request, dashboard, "workers.html", read, here="/workers")
 
 
 @get("/cron", include_in_schema=False)
 async def cron(request: Asking, dashboard: NamedDependency[Dashboard]) -> Page:
-    return _page(request, dashboard, "cron.html", here="/cron", cron=await dashboard.reader.cron())
+    async def read() -> Shown:
+        return {"cron": await dashboard.reader.cron()}
+
+    return await _live_page(request, dashboard, "cron.html", read, here="/cron")
 
 
 @post("/queues/{name:str}/{action:str}", status_code=303, include_in_schema=False)
@@ -259,11 +268,9 @@ def answer_error(request: Asking, error: DashboardError, dashboard: Dashboard) -
         dashboard,
         "trouble.html",
         here="",
-        is_live=False,
         status=error.status,
         title=titles.get(error.status, "Not understood"),
         words=error.detail,
-        _status=error.status,
     )
 
 
@@ -280,41 +287,68 @@ def _total(group: Any, names: list[str]) -> float | None:
     return values[0] if len(values) == 1 else sum(value or 0 for value in values)
 
 
-def _page(
+async def _live_page(
     request: Asking,
     dashboard: Dashboard,
     template: str,
+    read: Callable[[], Awaitable[Shown]],
     *,
     here: str,
     exactly: bool = True,
-    is_live: bool = True,
-    _status: int = 200,
-    **shown: Any,
+    beside: str = "",
 ) -> Page:
-    base = dashboard.base(request)
+    """One that follows what happens; made once for all who look at the same within a second."""
+    can = dashboard.capabilities(request)
     address = request.url.path + rendering.query(_without_told(request)).rstrip("?")
-    text = (
-        _templates()
-        .get_template(template)
-        .render(
-            {
-                **shown,
-                "base": base,
-                "here": here,
-                "here_exactly": exactly,
-                "url": address if is_live else None,
-                "now": datetime.now(UTC),
-                "can": None if _status >= 400 else dashboard.capabilities(request),
-                "told": _what_was_done(request.query_params),
-                "assets": list(assets().values()),
-                "missing": missing(),
-            }
-        )
-    )
-    return Response(text.encode(), status_code=_status, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+    async def make() -> str:
+        nobodys = msgspec.structs.replace(can, csrf_token=TOKEN)
+        return _render(request, dashboard, template, await read(), here=here, exactly=exactly, url=address, can=nobodys)
+
+    # An application may have several Redis, and find one for each connection.
+    whose = (dashboard.base(request), id(dashboard.reader.redis), tuple(can.actions), beside)
+    name = (request.url.path, request.url.query, *whose)
+    text = await dashboard.pages.find(name, request.headers.get("last-event-id"), make)
+    return _answer(text.replace(TOKEN, can.csrf_token))
+
+
+def _page(request: Asking, dashboard: Dashboard, template: str, *, here: str, status: int = 200, **shown: Any) -> Page:
+    can = None if status >= 400 else dashboard.capabilities(request)
+    shown["status"] = status
+    return _answer(_render(request, dashboard, template, shown, here=here, exactly=True, url=None, can=can), status)
+
+
+def _render(
+    request: Asking,
+    dashboard: Dashboard,
+    template: str,
+    shown: Shown,
+    *,
+    here: str,
+    exactly: bool,
+    url: str | None,
+    can: Capabilities | None,
+) -> str:
+    around = {
+        "base": dashboard.base(request),
+        "here": here,
+        "here_exactly": exactly,
+        "url": url,
+        "now": datetime.now(UTC),
+        "can": can,
+        "told": _what_was_done(request.query_params),
+        "assets": list(assets().values()),
+        "missing": missing(),
+    }
+    return _templates().get_template(template).render(shown | around)
+
+
+def _answer(text: str, status: int = 200) -> Page:
+    return Response(text.encode(), status_code=status, media_type="text/html", headers=PAGE_HEADERS)
 
 
 def _sent_to(request: Asking, dashboard: Dashboard, address: str) -> Redirect:
+    dashboard.pages.clear()
     return Redirect(dashboard.base(request) + address, status_code=303, headers=PAGE_HEADERS)
 
 
@@ -360,13 +394,6 @@ def _parameters(request: Asking, *names: str) -> dict[str, Any]:
 
 def _without_told(request: Asking) -> dict[str, Any]:
     return {name: value for name, value in request.query_params.items() if name not in ("did", "count", "skipped")}
-
-
-async def _counts(dashboard: Dashboard, queue: str) -> dict[str, int] | None:
-    for one in (await dashboard.reader.overview()).queues:
-        if one.name == queue:
-            return {state.value: getattr(one, state.value) for state in State}
-    return None
 
 
 def _with(names: list[str], chosen: str | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 # Controls, but for tab and line feed; what turns the direction of a line or has no width; and halves of surrogate
 # pairs, which UTF-8 can't carry.
@@ -40,7 +40,7 @@ def line(text: object, length: int = 200) -> str:
 
 def plain(text: object, length: int = 200) -> Markup:
     """The same among other words, whose direction it leaves alone."""
-    return Markup("<bdi>{}</bdi>").format(line(text, length))
+    return Markup(f"<bdi>{escape(line(text, length))}</bdi>")  # noqa: S704 - escaped; `Markup.format` takes ten times as long
 
 
 def block(text: object, length: int = 20_000) -> str:
@@ -120,9 +120,7 @@ def ago(at: datetime | float | None, now: datetime) -> Markup:
     if at is None:
         return Markup("–")
     when = _moment(at)
-    return Markup('<time data-relative datetime="{}" title="{}">{}</time>').format(
-        when.astimezone(UTC).isoformat(timespec="milliseconds"), absolute(when), relative(when, now)
-    )
+    return _time("data-relative ", when, absolute(when), relative(when, now))
 
 
 def since(at: datetime | float | None, now: datetime) -> Markup:
@@ -130,11 +128,8 @@ def since(at: datetime | float | None, now: datetime) -> Markup:
     if at is None:
         return Markup("–")
     when = _moment(at)
-    return Markup('<time data-since datetime="{}" title="since {}">{}</time>').format(
-        when.astimezone(UTC).isoformat(timespec="milliseconds"),
-        absolute(when),
-        span(max(0.0, (now - when).total_seconds())),
-    )
+    words = span(max(0.0, (now - when).total_seconds()))
+    return _time("data-since ", when, f"since {absolute(when)}", words)
 
 
 def exactly(at: datetime | float, precision: str = "milliseconds") -> Markup:
@@ -143,7 +138,13 @@ def exactly(at: datetime | float, precision: str = "milliseconds") -> Markup:
     words = when.strftime("%H:%M" if precision == "minutes" else "%Y-%m-%d %H:%M:%S")
     if precision == "milliseconds":
         words += f".{when.microsecond // 1000:03d}"
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(when.isoformat(), absolute(when), words)
+    return _time("", when, absolute(when), words)
+
+
+def _time(mark: str, when: datetime, title: str, words: str) -> Markup:
+    """All of it is made of figures and of words that stand here."""
+    at = when.astimezone(UTC).isoformat(timespec="milliseconds")
+    return Markup(f'<time {mark}datetime="{at}" title="{title}">{words}</time>')  # noqa: S704 - as above
 
 
 def anchor(text: str) -> str:

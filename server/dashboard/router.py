@@ -14,9 +14,10 @@ from redis.asyncio import Redis
 from server.dashboard import api, pages
 from server.dashboard.actions import ACTIONS
 from server.dashboard.dashboard import Asking, Connection, Dashboard, Options, PanelSource
+from server.dashboard.encoded import Deserializer
 from server.dashboard.errors import DashboardError
 from server.dashboard.events import Glance
-from server.dashboard.reader import Deserializer
+from server.dashboard.page_cache import PageCache
 
 
 def dashboard_router(
@@ -64,6 +65,7 @@ def dashboard_router(
         queues=tuple(queues),
         csrf_key=csrf_key or secrets.token_bytes(32),
         path=path,
+        pages=PageCache(),
     )
     glance = Glance()
 

@@ -79,7 +79,7 @@ def run_worker(url: str) -> None:
 
 
 def make_app(url: str) -> Litestar:
-    """A dashboard of database 0 at /dashboard, the same to be read only at /read-only, and one of 1 at /silent."""
+    """A dashboard of database 0 at /dashboard, and to be read only at /read-only; of 1 at /silent, of 2 at /tour."""
     redis: Redis = Redis.from_url(url)
 
     async def letters(connection: Connection) -> list[PanelFact]:
@@ -110,6 +110,7 @@ def make_app(url: str) -> Litestar:
             dashboard_router(redis=redis, guards=[], who=lambda _: "ada", panels=panels),
             dashboard_router(redis=redis, guards=[], read_only=True, path="/read-only"),
             dashboard_router(redis=Redis.from_url(f"{url}?db=1"), guards=[], path="/silent"),
+            dashboard_router(redis=Redis.from_url(f"{url}?db=2"), guards=[], who=lambda _: "ada", path="/tour"),
         ],
         openapi_config=None,
     )

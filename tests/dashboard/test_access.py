@@ -1,6 +1,7 @@
 """The dashboard in this server: who gets in, what is told, and what may be done from another page."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -162,6 +163,21 @@ async def test_posts_are_told_of_and_failed_ones_requeued(
     headers = {"X-CSRF-Token": await token_of(browser), "Origin": server}
     assert good(await browser.post("/dashboard/api/panels/posts/requeue", headers=headers))["done"]
     assert code(await browser.post("/dashboard/api/panels/posts/explode", headers=headers)) == (404, "panel_not_found")
+
+
+async def test_media_types_name_one_charset(browser: httpx.AsyncClient) -> None:
+    page = await browser.get("/dashboard/")
+    sources = re.findall(r'(?:src|href)="(/dashboard/static/[^"]+)"', page.text)
+    assert {path.rpartition(".")[2] for path in sources} >= {"css", "js"}
+    for answer in (page, *[await browser.get(path) for path in sources]):
+        assert answer.headers["content-type"].count("charset=utf-8") == 1, answer.headers["content-type"]
+
+
+@pytest.mark.parametrize(("query", "pointer"), [("", "?state"), ("?state=failed", "?queue"), ("?queue=x", "?state")])
+async def test_what_is_missing_in_a_query_is_named(browser: httpx.AsyncClient, query: str, pointer: str) -> None:
+    answer = await browser.get(f"/dashboard/api/jobs{query}")
+    assert code(answer) == (422, "invalid")
+    assert answer.json()["errors"] == [{"pointer": pointer, "detail": "is needed"}]
 
 
 async def test_pages_of_the_dashboard_have_a_strict_policy(browser: httpx.AsyncClient) -> None:

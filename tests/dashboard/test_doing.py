@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from arq import cron
 from arq.connections import ArqRedis
 from litestar import Litestar
 
@@ -27,7 +28,7 @@ from tests.dashboard.conftest import (
     until,
     working,
 )
-from tests.dashboard.foreign_worker import make_worker
+from tests.dashboard.foreign_worker import make_worker, tick
 from tests.redis_server import RedisServer
 
 ME = "somebody"
@@ -155,6 +156,53 @@ async def test_paused_queue_begins_nothing_until_it_is_resumed(
 
         await until(is_through)
         assert not (await queue_of(reader)).is_paused
+
+
+async def test_cron_that_is_never_paused_goes_on(foreign: ArqRedis, reader: Reader, actions: Actions) -> None:
+    crons = [cron(tick, name=name, month=1, run_at_startup=True) for name in ("mend", "rest")]
+    worker = make_worker(foreign, handle_signals=False, cron_jobs=crons)
+    record(worker, never_paused=["mend"])
+    await foreign.zadd("arq:dashboard:queues", {QUEUE: 1})
+    await actions.pause(ME, QUEUE)
+    await foreign.enqueue_job("add", 1, _job_id="waits")
+    async with working(worker):
+
+        async def has_mended() -> bool:
+            return [job.function for job in await list_all(reader, State.DONE)] == ["mend"]
+
+        await until(has_mended)
+        queue = await queue_of(reader)
+        assert (queue.never_paused, queue.queued) == (["mend"], 1)
+        assert [entry.name for entry in await reader.cron()] == ["mend", "rest"]
+        await actions.resume(ME, QUEUE)
+
+        async def is_done() -> bool:
+            return (await job_of(reader, "waits")).job.state is State.DONE
+
+        await until(is_done)
+
+
+async def test_queue_without_a_worker_is_alarming(foreign: ArqRedis, reader: Reader) -> None:
+    await foreign.zadd("arq:dashboard:queues", {QUEUE: 1})
+    assert (await queue_of(reader)).alarm == "No worker is alive: what is enqueued will wait."
+    await foreign.enqueue_job("add", 1)
+
+    async def is_due() -> bool:
+        return (await queue_of(reader)).alarm == "Work is due, and no worker is alive."
+
+    await until(is_due)
+
+
+async def test_what_cannot_be_done_is_not_offered(foreign: ArqRedis, reader: Reader, app: httpx.AsyncClient) -> None:
+    worker = make_worker(foreign, handle_signals=False)
+    record(worker)
+    await foreign.enqueue_job("add", 1, _job_id="good")
+    async with working(worker):
+        await until_state(reader, "good", State.DONE)
+    page = await app.get("/dashboard/jobs", params={"state": "done", "queue": QUEUE})
+    assert 'value="delete"' in page.text
+    assert 'value="retry"' not in page.text
+    assert (await job_of(reader, "good")).actions == ["delete"]
 
 
 async def test_bulk_does_what_its_preview_showed(foreign: ArqRedis, reader: Reader, actions: Actions) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, Locator, Route, expect
 
-from server.dashboard import assets, rendering
+from server.dashboard import assets, events, rendering
 from tests.dashboard.browsing import (
     CHROMIUM,
     PATIENCE_S,
@@ -151,7 +151,9 @@ async def test_overview_follows_what_happens(site: Site, browser: Browser) -> No
         await one.go("/jobs?state=done&queue=arq:queue&text=live-")
         await expect(one.page.locator("#live")).to_have_text("Live")
         await one.page.evaluate("window.isTheSamePage = true")
-        job = await site.enqueue("add", 1, 2, _job_id=f"live-{uuid.uuid4().hex}")
+        # A page that was made before what it is told of would be an old one.
+        async with one.page.expect_request(lambda request: bool(events.read_id(request.headers.get("last-event-id")))):
+            job = await site.enqueue("add", 1, 2, _job_id=f"live-{uuid.uuid4().hex}")
         await expect(one.page.get_by_role("link", name=job)).to_be_visible()
         assert await one.page.evaluate("window.isTheSamePage")
 
@@ -366,6 +368,68 @@ async def test_stalled_queue_alarms_on_the_first_screen_and_empty_pages_teach(si
         await silent.enqueue("add", 1, 2)
         await expect(one.page.get_by_text("Stalled: arq:queue")).to_be_in_viewport()
         await expect(one.page).to_have_title("Alarm · Queue")
+
+
+async def test_tour_of_the_readme(site: Site, browser: Browser) -> None:
+    """Every word that the README's tour shows in bold is clicked here, in this order."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tour = readme.partition("#### A tour")[2].partition("\n#")[0]
+    clicked = []
+
+    async def click(one: Locator, words: str) -> None:
+        clicked.append(words)
+        await one.click()
+
+    async with beside(site, "/tour", database=2) as own, tab(browser, own) as one:
+        page = one.page
+        with ended(start("worker", own.redis_url)) as worker:
+            for number in range(3):
+                await own.enqueue("send_letter", "Zürich", _job_id=f"letter-{number}")
+            await own.until("/jobs?state=failed&queue=arq:queue", lambda found: len(found["items"]) == 3)
+            await one.go("/workers")
+            # A failing function, and its traceback.
+            await click(page.get_by_role("link", name="Overview", exact=True), "Overview")
+            row = page.get_by_role("row", name="send_letter")
+            await expect(row.get_by_text("100 %")).to_have_class(re.compile("loud"))
+            await row.get_by_role("link").click()
+            await click(page.get_by_role("link", name="Failed jobs"), "Failed jobs")
+            await page.get_by_role("link", name="letter-1").click()
+            await expect(page.locator("pre")).to_contain_text(re.compile(r"pages_app\.py:\d+ in send_letter"))
+            await expect(page.locator("pre")).to_contain_text("ValueError")
+            # Mended, and its jobs done again.
+            await own.queue.set("mended", "1")
+            await click(page.get_by_role("link", name="Failed jobs of"), "Failed jobs of")
+            await click(page.get_by_role("button", name="Retry…"), "Retry…")
+            await page.get_by_role("button", name="Retry 3 jobs").click()
+            await expect(page.get_by_text("Enqueued again: 3 jobs")).to_be_visible()
+            await own.until("/jobs?state=done&queue=arq:queue&function=send_letter", lambda all: len(all["items"]) == 3)
+            # Paused: what comes waits, and the first screen says so.
+            await click(page.get_by_role("link", name="Overview", exact=True), "Overview")
+            await click(page.get_by_text("Pause…"), "Pause…")
+            await click(page.get_by_role("button", name="Pause the queue"), "Pause the queue")
+            await expect(page.get_by_text("Paused by ada")).to_be_visible()
+            # Workers ask once a second.
+            await asyncio.sleep(1.2)
+            await own.enqueue("work_long", _job_id="long")
+            await expect(page.get_by_text("Work is due, and the queue is paused.")).to_be_visible()
+            assert not (await own.get("/api/jobs?state=running&queue=arq:queue")).json()["items"]
+            await click(page.get_by_role("button", name="Resume"), "Resume")
+            await own.until("/jobs?state=running&queue=arq:queue", lambda found: found["items"])
+            # A worker that is killed, with a job in hand.
+            await click(page.get_by_role("link", name="Workers", exact=True), "Workers")
+            await expect(page.get_by_role("heading", name=f"pid {worker.pid}")).to_be_visible()
+            worker.kill()
+            killed = time.monotonic()
+            await expect(page.get_by_text("No worker is alive")).to_be_visible(timeout=20_000)
+        await click(page.get_by_role("link", name="Overview", exact=True), "Overview")
+        await expect(page.get_by_text("Stalled: arq:queue")).to_be_in_viewport()
+        await click(page.get_by_role("link", name="1 orphaned"), "Orphaned")
+        assert time.monotonic() - killed < 20
+        await page.get_by_role("link", name="long", exact=True).click()
+        await expect(page.get_by_text("Its worker is gone")).to_be_visible()
+        await click(page.get_by_role("button", name="Retry", exact=True), "Retry")
+        await expect(page.get_by_text("Enqueued again: 1 job")).to_be_visible()
+    assert re.findall(r"\*\*(.+?)\*\*", tour) == clicked
 
 
 async def test_reader_is_offered_nothing_that_is_refused(site: Site, browser: Browser) -> None:

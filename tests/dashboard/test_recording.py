@@ -15,10 +15,12 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 
 from server.dashboard import histograms, keys
+from server.dashboard.backlog import MAX_BACKLOG, Entry
 from server.dashboard.keys import make_ref
 from server.dashboard.models import Outcome, Span, State
 from server.dashboard.reader import Reader
-from server.dashboard.recorder import MAX_BACKLOG, Bounds, record
+from server.dashboard.recorder import Bounds, record
+from server.dashboard.tries import as_try
 from tests.dashboard.conftest import (
     QUEUE,
     connect,
@@ -29,7 +31,7 @@ from tests.dashboard.conftest import (
     until,
     working,
 )
-from tests.dashboard.foreign_worker import make_worker
+from tests.dashboard.foreign_worker import add, make_worker
 from tests.redis_server import RedisServer, running_redis
 
 
@@ -174,13 +176,13 @@ async def test_killed_worker_orphans_its_job_within_20_s_and_all_adds_up(
 async def test_tries_are_counted_once_however_often_they_are_sent(foreign: ArqRedis, reader: Reader) -> None:
     worker = make_worker(foreign, handle_signals=False)
     recorder = record(worker)
-    send = recorder._send
+    send = recorder.backlog.send
 
-    async def send_twice(tries: list[list[Any]]) -> None:
-        await send(tries)
-        await send(tries)
+    async def send_twice(batch: list[Entry]) -> None:
+        await send(batch)
+        await send(batch)
 
-    recorder._send = send_twice  # type: ignore[method-assign]  # as when an answer is lost
+    recorder.backlog.send = send_twice  # type: ignore[method-assign]  # as when an answer is lost
     for number in range(20):
         await foreign.enqueue_job("add", number)
     async with working(worker):
@@ -255,18 +257,101 @@ async def test_old_jobs_are_tidied_away(foreign: ArqRedis, reader: Reader) -> No
     assert await foreign.exists("arq:dashboard:job:old", keys.index(State.DONE, QUEUE, "add")) == 0
 
 
-async def test_recording_is_one_call_a_job(foreign: ArqRedis, reader: Reader) -> None:
-    worker = make_worker(foreign, handle_signals=False)
-    record(worker)
+async def is_empty(foreign: ArqRedis) -> bool:
+    return int(await foreign.zcard(QUEUE)) == 0
+
+
+async def run_ten(foreign: ArqRedis, worker: Worker) -> dict[str, int]:
+    """How often Redis was asked for what, for ten jobs one after the other."""
     await foreign.config_resetstat()
     async with working(worker):
         for number in range(10):
             await foreign.enqueue_job("add", number)
-            await until_done(reader, number + 1)
-    info = await foreign.info("commandstats")
-    calls = sum(info[name]["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval") if name in info)
+            await until(lambda: is_empty(foreign))
+    stats = await foreign.info("commandstats")
+    return {name.removeprefix("cmdstat_"): one["calls"] for name, one in stats.items()}
+
+
+async def test_recording_takes_no_round_trip_of_its_own(foreign: ArqRedis, reader: Reader) -> None:
+    bare = await run_ten(foreign, make_worker(foreign, handle_signals=False))
+    worker = make_worker(foreign, handle_signals=False)
+    record(worker)
+    recorded = await run_ten(foreign, worker)
+    # What Redis does not know yet goes there in full, which takes one more.
+    assert recorded["exec"] == bare["exec"]
+    assert recorded["evalsha"] == 10
     tidying = 5  # one for each state that is kept
-    assert calls <= 10 + 2 * tidying
+    assert recorded["eval"] <= 1 + 2 * tidying
+    assert (await reader.history(Span.HOUR)).total.done == 10
+
+
+async def test_jobs_that_end_together_are_written_together(foreign: ArqRedis, reader: Reader) -> None:
+    worker = make_worker(foreign, handle_signals=False)
+    record(worker)
+    for number in range(200):
+        await foreign.enqueue_job("add", number)
+    await foreign.config_resetstat()
+    async with working(worker):
+        await until_done(reader, 200)
+    stats = await foreign.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] < 180
+    assert (await reader.history(Span.HOUR)).total.done == 200
+
+
+async def test_redis_that_forgot_the_script_loses_no_try(foreign: ArqRedis, reader: Reader) -> None:
+    worker = make_worker(foreign, handle_signals=False)
+    record(worker)
+    async with working(worker):
+        for number in range(5):
+            await foreign.script_flush()
+            await foreign.enqueue_job("add", number)
+            await until_done(reader, number + 1)
+    assert (await reader.history(Span.HOUR)).total.done == 5
+    assert await foreign.zcard(QUEUE) == 0
+
+
+async def test_worker_that_ends_its_jobs_in_its_own_way_is_recorded(foreign: ArqRedis, reader: Reader) -> None:
+    ended: list[str] = []
+
+    class OwnWorker(Worker):
+        async def finish_job(self, job_id: str, *rest: Any, **named: Any) -> None:
+            await super().finish_job(job_id, *rest, **named)
+            ended.append(job_id)
+
+    worker = OwnWorker([add], redis_pool=foreign, queue_name=QUEUE, poll_delay=0.02, handle_signals=False)
+    record(worker)
+    await foreign.enqueue_job("add", 1, _job_id="good")
+    async with working(worker):
+        await until_done(reader)
+        await until(lambda: is_empty(foreign))
+    assert ended == ["good"]
+
+
+@pytest.mark.thorough
+async def test_worker_that_is_killed_at_any_time_counts_each_end_once(
+    foreign: ArqRedis, reader: Reader, own_redis: RedisServer
+) -> None:
+    """What is done and what is recorded of it come in one transaction, so they can't differ."""
+    jobs = 400
+    for number in range(jobs):
+        await foreign.enqueue_job("add", number, _job_id=str(number))
+
+    async def count() -> int:
+        figures = {one.name: one.counts for one in (await reader.history(Span.HOUR)).functions}
+        return figures["add"].total if "add" in figures else 0
+
+    for wanted in (100, 200, jobs):
+
+        async def are_done(least: int = wanted) -> bool:
+            return await count() >= least
+
+        with foreign_worker(own_redis):
+            await until(are_done)
+        # As arq does it when the claims run out.
+        for key in await foreign.keys("arq:in-progress:*"):
+            await foreign.delete(key)
+    assert await count() == jobs
+    assert await foreign.exists(*(f"arq:job:{number}" for number in range(jobs))) == 0
 
 
 async def test_dead_redis_fails_no_job_and_delays_it_hardly(foreign: ArqRedis) -> None:
@@ -278,26 +363,26 @@ async def test_dead_redis_fails_no_job_and_delays_it_hardly(foreign: ArqRedis) -
         begun = time.monotonic()
         record_of = msgspec.convert([1, "done", "w", 0, 0, 0, 0.0, 0.0, [], None, None], keys.TryRecord)
         for number in range(50):
-            await recorder._write(str(number), "add", record_of, 0)
+            assert not await recorder.backlog.write(as_try(QUEUE, str(number), "add", record_of), [])
         assert time.monotonic() - begun < 1.5
         for number in range(MAX_BACKLOG):
-            await recorder._write(str(number), "add", record_of, 0)
-        assert len(recorder._backlog) == MAX_BACKLOG
-        assert recorder._unrecorded == 50
+            await recorder.backlog.write(as_try(QUEUE, str(number), "add", record_of), [])
+        assert len(recorder.backlog.entries) == MAX_BACKLOG
+        assert recorder.backlog.lost == 50
         await redis.aclose(close_connection_pool=True)
 
 
 async def test_what_could_not_be_written_is_written_later(foreign: ArqRedis, reader: Reader) -> None:
     worker = make_worker(foreign, handle_signals=False)
     recorder = record(worker)
-    send, down = recorder._send, True
+    send, down = recorder.backlog.send, True
 
-    async def send_if_up(tries: list[list[Any]]) -> None:
+    async def send_if_up(batch: list[Entry]) -> None:
         if down:
             raise ConnectionError
-        await send(tries)
+        await send(batch)
 
-    recorder._send = send_if_up  # type: ignore[method-assign]  # as when Redis is away for a while
+    recorder.backlog.send = send_if_up  # type: ignore[method-assign]  # as when Redis is away for a while
     for number in range(20):
         await foreign.enqueue_job("add", number)
     async with working(worker):

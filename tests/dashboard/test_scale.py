@@ -1,19 +1,18 @@
 """What it costs: the same for a hundred jobs and for a hundred thousand, and a bounded number of bytes."""
 
-import time
-from typing import Any
+import asyncio
 
 import httpx
-import msgspec
 from arq.connections import ArqRedis
+from litestar import Litestar
 
-from server.dashboard import keys
-from server.dashboard.keys import Beat, RunningRecord, TryRecord
-from server.dashboard.models import Argument, Frame, Outcome, Raised, State
-from server.dashboard.recorder import Bounds, as_try, write_tries
-from tests.dashboard.conftest import QUEUE
-
-FUNCTIONS = 20
+from server.dashboard.actions import ACTIONS
+from server.dashboard.keys import make_ref
+from server.dashboard.models import State
+from server.dashboard.page_cache import TOKEN
+from server.dashboard.router import dashboard_router
+from tests.dashboard.conftest import QUEUE, serving
+from tests.dashboard.filling import fill
 
 PATHS = [
     "overview",
@@ -25,74 +24,6 @@ PATHS = [
     *(f"jobs?queue={QUEUE}&state={state.value}" for state in State),
     f"jobs?queue={QUEUE}&state=done&function=function%203",
 ]
-
-
-def make_record(number: int, outcome: Outcome) -> TryRecord:
-    raised = Raised(type="ValueError", message=None, frames=[Frame(file="a/b/c.py", line=1, function="f")] * 8)
-    return TryRecord(
-        number=1,
-        outcome=outcome,
-        worker="0123456789abcdef",
-        enqueued_ms=1_800_000_000_000,
-        started_ms=1_800_000_000_000 + number,
-        ended_ms=1_800_000_000_000 + number,
-        wait_ms=number % 1000,
-        run_ms=number % 777,
-        raised=[raised] if outcome is Outcome.FAILED else [],
-        result=None,
-        arguments=[Argument(name="0", type="str", size=36, value=None)],
-    )
-
-
-def make_try(number: int) -> list[Any]:
-    outcome = Outcome.FAILED if number % 10 == 0 else Outcome.DONE
-    return as_try(QUEUE, f"job:{number:032x}", f"function {number % FUNCTIONS}", make_record(number, outcome))
-
-
-async def fill(redis: ArqRedis, finished: int, queued: int, workers: int) -> None:
-    sha = None
-    for start in range(0, finished, 500):
-        tries = [make_try(number) for number in range(start, min(start + 500, finished))]
-        sha = await write_tries(redis, Bounds(max_jobs=finished), tries, sha)
-    now_ms = int(time.time() * 1000)
-    job = msgspec.msgpack.encode({"t": None, "f": "function 1", "a": ["x" * 36], "k": {}, "et": now_ms})
-    async with redis.pipeline(transaction=False) as pipeline:
-        for number in range(queued):
-            pipeline.set(f"arq:job:waits:{number}", job)
-            pipeline.zadd(QUEUE, {f"waits:{number}": now_ms - number})
-        for number in range(workers):
-            running = [
-                RunningRecord(f"runs:{number}:{slot}", "function 1", 1, now_ms, now_ms, 1.0, None) for slot in range(10)
-            ]
-            beat = Beat(
-                id=f"worker{number}",
-                queue=QUEUE,
-                host="host",
-                pid=number,
-                version="1",
-                started_ms=now_ms,
-                at_ms=now_ms,
-                max_jobs=10,
-                claim_ms=310_000,
-                functions=[f"function {one}" for one in range(FUNCTIONS)],
-                shown=[],
-                cron=[],
-                running=running,
-                rss=2**26,
-                done=1,
-                failed=1,
-                retried=1,
-                unrecorded=0,
-                is_recording=True,
-            )
-            pipeline.set(keys.WORKER + beat.id, msgspec.msgpack.encode(beat))
-            pipeline.set(keys.ALIVE + beat.id, b"")
-            pipeline.zadd(keys.WORKERS, {beat.id: now_ms})
-            for one in running:
-                pipeline.set(keys.ARQ_CLAIM + one.job, b"1", px=300_000)
-                pipeline.zadd(QUEUE, {one.job: now_ms - queued})
-        pipeline.zadd(keys.QUEUES, {QUEUE: now_ms})
-        await pipeline.execute()
 
 
 async def test_commands_do_not_grow_with_the_jobs(foreign: ArqRedis, app: httpx.AsyncClient) -> None:
@@ -111,6 +42,59 @@ async def test_commands_do_not_grow_with_the_jobs(foreign: ArqRedis, app: httpx.
     await fill(foreign, 10_000, 10_000, 5)
     many = {path: await count(path) for path in PATHS}
     assert {path: calls for path, calls in many.items() if calls > few[path] + 5} == {}
+
+
+async def test_many_viewers_cost_one_reading(foreign: ArqRedis, app: httpx.AsyncClient) -> None:
+    await fill(foreign, 100, 100, 5)
+    calls = []
+    for path, viewers in (("/dashboard/?span=1h", 1), ("/dashboard/", 20)):
+        await foreign.config_resetstat()
+        pages = await asyncio.gather(*(app.get(path) for _ in range(viewers)))
+        assert len({page.text for page in pages}) == 1
+        calls.append(sum(one["calls"] for one in (await foreign.info("commandstats")).values()))
+    assert calls[0] == calls[1]
+
+
+async def test_viewer_who_heard_of_a_change_sees_it(foreign: ArqRedis, app: httpx.AsyncClient) -> None:
+    path = f"/dashboard/jobs?queue={QUEUE}&state=done"
+    assert "No done job" in (await app.get(path)).text
+    await fill(foreign, 10, 0, 0)
+    heard = {"Last-Event-ID": "1-2-3"}
+    for _ in range(2):
+        assert "No done job" not in (await app.get(path, headers=heard)).text
+
+
+async def test_viewers_share_no_token_and_no_buttons(foreign: ArqRedis) -> None:
+    await fill(foreign, 10, 0, 0)
+    router = dashboard_router(
+        redis=foreign,
+        guards=[],
+        who=lambda connection: connection.headers["x-name"],
+        permissions=lambda connection: ACTIONS if connection.headers["x-name"] != "guest" else (),
+    )
+    async with serving(Litestar([router])) as client:
+        pages, tokens = {}, {}
+        for name in ("ada", "eve", "guest"):
+            headers = {"X-Name": name}
+            pages[name] = (await client.get(f"/dashboard/jobs?queue={QUEUE}&state=failed", headers=headers)).text
+            tokens[name] = (await client.get("/dashboard/api/capabilities", headers=headers)).json()["csrf_token"]
+    for name in ("ada", "eve"):
+        assert tokens[name] in pages[name]
+        assert not any(tokens[other] in pages[name] for other in tokens if other != name)
+        assert TOKEN not in pages[name]
+    assert "csrf_token" not in pages["guest"]
+
+
+async def test_who_does_the_same_twice_sees_both_done(foreign: ArqRedis, app: httpx.AsyncClient) -> None:
+    await fill(foreign, 10, 0, 0)
+    token = (await app.get("/dashboard/api/capabilities")).json()["csrf_token"]
+    for number in (1, 2):
+        job_id = f"job:{number:032x}"
+        path = f"/dashboard/jobs/{make_ref(job_id)}/delete"
+        page = await app.post(path, data={"csrf_token": token}, follow_redirects=True)
+        assert "Deleted: 1 job" in page.text
+        shown = await app.get(f"/dashboard/jobs?state=done&queue={QUEUE}&did=delete&count=1")
+        assert job_id not in shown.text
 
 
 async def test_history_takes_the_bytes_that_it_says(foreign: ArqRedis) -> None:

@@ -158,13 +158,16 @@
   }
 
   let waiting = false;
+  // The last event that was heard of: what is asked for because of it must be made after it.
+  let heard = null;
 
   function hold() {
     waiting = true;
     tellState();
   }
 
-  function changed() {
+  function changed(event) {
+    if (event) heard = event.lastEventId;
     if (busy() || document.hidden) {
       hold();
       return;
@@ -248,6 +251,9 @@
     document.addEventListener("visibilitychange", () => { if (!document.hidden && waiting) changed(); });
     document.addEventListener("change", tick);
     document.addEventListener("submit", leaveOutEmpty);
+    document.addEventListener("htmx:config:request", (event) => {
+      if (heard) event.detail.ctx.request.headers["Last-Event-ID"] = heard;
+    });
     document.addEventListener("htmx:before:swap", holdBack);
     document.addEventListener("htmx:after:swap", () => { setClock(); tellTimes(); draw(); offerAll(); tellChosen(); });
   }
