@@ -3,12 +3,12 @@
 import asyncio
 import base64
 import contextlib
+import gzip
 import os
 import re
-import secrets
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -19,48 +19,12 @@ from redis.asyncio import Redis
 
 from server.embedded import Engines, postgres_binary
 from server.settings import Settings
+from tests.hunt.forms import WORD, forms_of, found_in, new_odd_word, new_word
+from tests.hunt.hunting import hunt, lines
 from tests.people import Person, all_pages, good, person
 
 MEMBERS = 20
 POSTS = 200
-
-ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-WORD = 24
-# What compresses for Postgres leaves the first of several alike as it is, but for a byte of its own after every eight.
-# So of any sixteen bytes there are eight in a row somewhere, and of these one of nine begins where such a row does.
-ROW = 8
-
-
-def new_word() -> str:
-    return "".join(secrets.choice(ALPHABET) for _ in range(WORD))
-
-
-def forms_of(word: str) -> dict[str, bytes]:
-    """What becomes of a word, wherever it stands in what is written."""
-    raw = word.encode()
-    return {
-        "raw": raw,
-        "hex": raw.hex().encode(),
-        "HEX": raw.hex().upper().encode(),
-        "UTF-16-LE": word.encode("utf-16-le"),
-        "UTF-16-BE": word.encode("utf-16-be"),
-        # The first and the last four characters depend on what stands beside it.
-        **{f"base64 at {offset}": base64.b64encode(bytes(offset) + raw)[4:-4] for offset in range(3)},
-    }
-
-
-def found_in(haystacks: Sequence[bytes], word: str, *, compressed: bool = False) -> set[str]:
-    """The forms of a word that are there; also where they are `compressed` by Postgres or Redis."""
-
-    def is_there(written: bytes) -> bool:
-        needles = rows(written) if compressed else [written]
-        return any(needle in haystack for haystack in haystacks for needle in needles)
-
-    return {form for form, written in forms_of(word).items() if is_there(written)}
-
-
-def rows(written: bytes) -> list[bytes]:
-    return [written[start : start + ROW] for start in range(ROW + 1)]
 
 
 def read_files(folder: Path, since: float) -> list[bytes]:
@@ -167,4 +131,37 @@ def test_word_is_found_wherever_it_stands() -> None:
         squeezed = raw[:cut] + b"".join(b"\0" + raw[start : start + 8] for start in range(cut, WORD, 8))
         assert found_in([squeezed], word) == set()
         assert found_in([squeezed], word, compressed=True) == {"raw"}
+        digits = raw.hex().encode()
+        squeezed = digits[:cut] + b"".join(b"\0" + digits[start : start + 8] for start in range(cut, 2 * WORD, 8))
+        assert "hex" in found_in([squeezed], word, compressed=True)
     assert found_in([new_word().encode()], word, compressed=True) == set()
+
+
+@pytest.mark.parametrize("kind", ["plain", "odd", "secret", "secret with lines"])
+def test_word_is_found_however_it_is_written(kind: str) -> None:
+    kinds: dict[str, str | bytes] = {
+        "plain": new_word(),
+        "odd": new_odd_word(),
+        "secret": os.urandom(32),
+        "secret with lines": b"\n\0" * 3 + os.urandom(26),
+    }
+    word = kinds[kind]
+    others = os.urandom(100_000)
+    for form, written in forms_of(word).items():
+        for text in (others + written + others, others + gzip.compress(b"a text " * 50 + written + others[:100])):
+            assert form in found_in([others, text], word), form
+    assert found_in([others], word) == set()
+    every = [others[:7] + written for written in forms_of(word).values()]
+    assert found_in(every, word) == found_in(every, word, compressed=True) == forms_of(word).keys()
+
+
+@pytest.mark.thorough
+async def test_hunt_finds_what_was_leaked_and_nothing_else() -> None:
+    """A short one; `make hunt` is the long one."""
+    report = await hunt(posts=2, is_short=True)
+    assert report.is_clean, "\n".join(lines(report))
+    assert not report.is_void, "\n".join(lines(report))
+    assert report.operations > 60
+    assert {"title", "text", "password", "session token", "API key", "ticket", "link", "file", "file name", "JWT"} <= (
+        report.planted.keys()
+    )
