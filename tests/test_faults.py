@@ -1,31 +1,23 @@
-"""What is lost when something dies: nothing that was acknowledged. The engines and processes are these tests' own."""
+"""What is heard and told when something dies. What is kept then, the experiments of tests/faults show."""
 
 import asyncio
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import asyncpg
 import httpx
-import msgspec
 import pytest
 from redis.asyncio import Redis
 
 from server import events
 from server.channels import Hub, Subscriber
-from server.embedded import Engine, Engines
 from server.sealing import files
-from server.settings import Settings
-from tests.people import PATIENCE_S, Person, code, good, person, until
-from tests.processes import Api, Process, environ_of
-from tests.test_requests import Story, begin
+from tests.faults.sites import Site, is_ready, readiness, running_site, started
+from tests.people import PATIENCE_S, code, good, person, until
+from tests.test_requests import begin
 
 pytestmark = pytest.mark.thorough
 
@@ -35,85 +27,10 @@ WHOLE_WITHIN_S = 30
 ANNOUNCED_WITHIN_S = 15
 
 
-class Site:
-    """Engines, an API and a worker that nobody else uses; each can be stopped, killed and started."""
-
-    def __init__(self, engines: Engines, settings: Settings, logs: Path) -> None:
-        self.engines = engines
-        self.settings = settings
-        self.logs = logs
-        self.api: Api | None = None
-        self.worker: Process | None = None
-
-    async def with_api(self) -> Api:
-        if self.api is None or self.api.process.poll() is not None:
-            self.api = Api(environ_of(self.settings), self.logs / "api.log", self.api.port if self.api else None)
-            await self.api.wait_until_it_answers()
-        return self.api
-
-    async def with_worker(self) -> Process:
-        if self.worker is None or self.worker.process.poll() is not None:
-            self.worker = Process("worker", environ_of(self.settings), self.logs / "worker.log")
-        return self.worker
-
-    def without_worker(self) -> None:
-        if self.worker is not None:
-            self.worker.kill()
-
-    async def whole(self) -> Api:
-        """With API and worker running, and all that they need."""
-        api = await self.with_api()
-        await self.with_worker()
-        await until(lambda: is_ready(api.url))
-        return api
-
-    def stop(self) -> None:
-        for process in (self.api, self.worker):
-            if process is not None:
-                process.kill()
-
-
-async def is_ready(url: str) -> bool:
-    return (await readiness(url))["status"] == "ready"
-
-
-async def readiness(url: str) -> dict[str, str]:
-    async with httpx.AsyncClient(base_url=url) as client:
-        answer = await client.get("/health/ready")
-        said: dict[str, str] = answer.json()
-        assert answer.status_code == (200 if said["status"] == "ready" else 503), said
-        assert (await client.get("/health/live")).status_code == 200
-        return said
-
-
-async def started(engine: Engine) -> None:
-    engine.spawn()
-
-    async def is_up() -> bool:
-        return engine.is_ready()
-
-    await until(is_up)
-
-
 @pytest.fixture(scope="module")
-def own_engines() -> Iterator[Engines]:
-    # A short path, for the sockets, and one that the user who runs Postgres may enter.
-    with tempfile.TemporaryDirectory(prefix="sb") as folder:
-        Path(folder).chmod(0o711)
-        with Engines(Path(folder) / "data") as running:
-            yield running
-
-
-@pytest.fixture(scope="module")
-def site(own_engines: Engines, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    urls = {"database_url": own_engines.database_url, "redis_url": own_engines.redis_url}
-    running = Site(own_engines, msgspec.structs.replace(settings, **urls), tmp_path_factory.mktemp("faults"))
-    environ = os.environ | environ_of(running.settings)
-    subprocess.run([sys.executable, "-m", "server.cli", "migrate"], env=environ, check=True, timeout=60)
-    try:
+def site() -> Iterator[Site]:
+    with running_site() as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture
@@ -129,22 +46,8 @@ async def redis(site: Site) -> AsyncIterator[Redis]:
         yield client
 
 
-def text(group_id: str, number: int = 0) -> dict[str, str]:
-    return {"group_id": group_id, "title": f"Title {number}", "content": "is under the mat"}
-
-
-async def test_all_is_sealed_though_redis_forgot_everything_before_a_worker_came(site: Site, redis: Redis) -> None:
-    api = await site.with_api()
-    site.without_worker()
-    async with person(api.url) as alice:
-        group_id = await alice.found_group()
-        ids = [good(await alice.post("/posts", text(group_id, n)), 201)["id"] for n in range(10)]
-        await redis.flushall()
-        await site.whole()
-        begun = time.monotonic()
-        sealed = [await alice.wait_until_sealed(post_id, WHOLE_WITHIN_S) for post_id in ids]
-        assert time.monotonic() - begun < WHOLE_WITHIN_S
-        assert [alice.open(post)[0] for post in sealed] == [f"Title {n}" for n in range(10)]
+def text(group_id: str) -> dict[str, str]:
+    return {"group_id": group_id, "title": "A title", "content": "is under the mat"}
 
 
 async def test_what_an_api_acknowledged_just_before_it_died_is_sealed_and_announced(
@@ -247,58 +150,9 @@ async def is_being_sealed(postgres: asyncpg.Connection) -> bool:
     return bool(await postgres.fetchval("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory')"))
 
 
-async def test_postgres_may_fall_and_rise_under_load(site: Site) -> None:
-    api = await site.whole()
-    async with person(api.url) as alice, person(api.url, "Carol") as carol:
-        story = await begin(alice, carol)
-        async with alice.listen() as author:
-            stop = asyncio.Event()
-            hammering = [asyncio.create_task(hammer(alice, story, stop)) for _ in range(4)]
-            await until(lambda: has_sealed_some(alice, story))
-
-            postmaster = site.engines.postgres.process
-            assert postmaster
-            postmaster.send_signal(signal.SIGQUIT)  # "immediate": as a crash, but that nobody is left behind
-            await asyncio.to_thread(postmaster.wait)
-            assert_unavailable(await alice.get("/me"))
-            assert_unavailable(await alice.post("/posts", text(story.group_id)))
-            said = await readiness(api.url)
-            assert (said["status"], said["postgres"], said["redis"]) == ("unready", "away", "ok")
-            await started(site.engines.postgres)
-
-            await until(lambda: is_ready(api.url))
-            assert good(await alice.get("/me"))["id"] == str(alice.id)
-            stop.set()
-            acknowledged = [post_id for task in hammering for post_id in await task]
-            assert acknowledged
-            for post_id in acknowledged:
-                assert (await alice.wait_until_sealed(post_id, WHOLE_WITHIN_S))["access"] == "readable"
-            asked = await carol.ask(story.post_id)
-            await author.hear("read_request.created", request_id=asked["id"])
-
-
-async def hammer(author: Person, story: Story, stop: asyncio.Event) -> list[str]:
-    """Ids of the posts that were acknowledged."""
-    acknowledged: list[str] = []
-    while not stop.is_set():
-        answer = await author.post("/posts", text(story.group_id, len(acknowledged)))
-        if answer.status_code == 201:
-            acknowledged.append(answer.json()["id"])
-        else:
-            assert_unavailable(answer)
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.02)
-    return acknowledged
-
-
 def assert_unavailable(answer: httpx.Response) -> None:
     assert code(answer) == (503, "unavailable")
     assert int(answer.headers["retry-after"]) >= 1
-
-
-async def has_sealed_some(author: Person, story: Story) -> bool:
-    listed: list[dict[str, Any]] = good(await author.get(f"/posts?group_id={story.group_id}"))["items"]
-    return len([post for post in listed if post["status"] == "sealed"]) > 10
 
 
 async def test_api_that_is_told_to_stop_says_so_to_its_sockets_and_stops(site: Site) -> None:

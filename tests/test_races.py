@@ -1,31 +1,45 @@
 """What happens at once: whoever comes first, nothing is sealed to who has gone, and nobody waits in a circle."""
 
 import asyncio
-import os
 import random
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import asyncpg
+import httpx
 import pytest
 import uuid_utils.compat
 
-from server import administration, database, erasure, groups, keys, posts
+from server import database, erasure, groups, posts
 from server.credentials import Caller
 from server.posts import SealingElsewhere
 from server.sealing.encoding import encode_base64
 from server.settings import Settings
+from tests.faults.interleavings import (
+    DELETIONS,
+    MAX_PAUSE_S,
+    REMOVALS,
+    Act,
+    Scene,
+    Stage,
+    deletion,
+    insert_key,
+    insert_user,
+    keys_of,
+    many_times,
+    removal,
+    seal_slowly,
+    set_up,
+    status,
+)
 from tests.people import Person, code, good, person, until
 from tests.test_requests import ask_often, begin
 
 pytestmark = pytest.mark.usefixtures("database_pool")
 
 INTERLEAVINGS = 60
-AT_ONCE = 3
-MAX_PAUSE_S = 0.004
 
 
 @pytest.fixture(scope="module")
@@ -40,174 +54,27 @@ async def bob(server: str) -> AsyncIterator[Person]:
         yield someone
 
 
-class Scene(NamedTuple):
-    """A group of an owner and a member, one key each, and a post of the owner's that is yet to be sealed."""
-
-    settings: Settings
-    group_id: UUID
-    owner_id: UUID
-    member_id: UUID
-    owner_key_id: UUID
-    member_key_id: UUID
-    post_id: UUID
+@pytest.fixture(scope="module")
+async def stage(settings: Settings, server: str) -> AsyncIterator[Stage]:
+    async with httpx.AsyncClient(base_url=server, trust_env=False) as client:
+        yield Stage(settings, client)
 
 
-async def insert_user() -> UUID:
-    user_id: UUID = await database.fetchval(
-        "INSERT INTO users (name, email, email_key, password)"
-        " SELECT 'Someone', e, e, '' FROM CAST(gen_random_uuid() AS text) e RETURNING id"
-    )
-    return user_id
-
-
-async def insert_key(user_id: UUID) -> UUID:
-    key_id: UUID = await database.fetchval(
-        'INSERT INTO user_keys ("user", public_key, verify_key, proof, label)'
-        " VALUES ($1, $2, $3, $4, 'key') RETURNING id",
-        *(user_id, os.urandom(32), bytes(32), bytes(64)),
-    )
-    return key_id
-
-
-async def set_up(settings: Settings) -> Scene:
-    owner_id, member_id = await insert_user(), await insert_user()
-    group, _, _ = await groups.create(owner_id, "friends", None, bytes(32), settings)
-    await groups.add_member(owner_id, group["id"], member_id, None, "member", settings)
-    owner_key_id, member_key_id = await insert_key(owner_id), await insert_key(member_id)
-    post, _ = await posts.publish(
-        *(owner_id, group["id"], "A title", "Some text", [], None, settings.worker_public_key or b"", bytes(32))
-    )
-    # Out of the sweep's reach: it is sealed here.
-    await database.execute("UPDATE posts SET created_at = now() + interval '1 hour' WHERE id = $1", post["id"])
-    return Scene(settings, group["id"], owner_id, member_id, owner_key_id, member_key_id, post["id"])
-
-
-async def status(post_id: UUID) -> str | None:
-    found: str | None = await database.fetchval("SELECT status FROM posts WHERE id = $1", post_id)
-    return found
-
-
-async def keys_of(post_id: UUID) -> set[UUID]:
-    return {
-        row["public_key"] for row in await database.fetch("SELECT public_key FROM post_keys WHERE post = $1", post_id)
-    }
-
-
-async def seal_slowly(scene: Scene, chance: random.Random) -> UUID:
-    """Seal the post; before the group is locked a key is added, so that one more is to be sealed under the lock."""
-    late_key_ids: list[UUID] = []
-
-    async def seal_many(_: bytes, public_keys: list[bytes]) -> list[bytes | None]:
-        if not late_key_ids:
-            late_key_ids.append(await insert_elsewhere(scene.owner_id))
-        await asyncio.sleep(chance.uniform(0, MAX_PAUSE_S))
-        return [bytes(80)] * len(public_keys)
-
-    await posts.seal(scene.post_id, scene.settings.worker_private_keys, seal_many)
-    return late_key_ids[0] if late_key_ids else scene.owner_key_id
-
-
-async def insert_elsewhere(user_id: UUID) -> UUID:
-    """On a connection of its own, not on that of the sealing."""
-    assert database.ENGINE.pool
-    key_id: UUID = await database.ENGINE.pool.fetchval(
-        'INSERT INTO user_keys ("user", public_key, verify_key, proof, label)'
-        " VALUES ($1, $2, $3, $4, 'key') RETURNING id",
-        *(user_id, os.urandom(32), bytes(32), bytes(64)),
-    )
-    return key_id
-
-
-async def remove_member(scene: Scene) -> None:
-    await groups.remove_member(scene.owner_id, scene.group_id, scene.member_id)
-
-
-async def revoke_key(scene: Scene) -> None:
-    await keys.revoke(scene.member_id, scene.member_key_id)
-
-
-async def disable_member(scene: Scene) -> None:
-    await administration.disable(None, scene.member_id)
-
-
-async def make_external(user_id: UUID) -> Caller:
-    """A user of an issuer, who needs no password to be deleted."""
-    await database.execute(
-        "UPDATE users SET issuer = 'https://issuer.example', subject = id::text, email = NULL, email_key = NULL,"
-        " password = NULL WHERE id = $1",
-        user_id,
-    )
-    return Caller(user_id, "Someone", None, False, datetime.now(UTC), None, "jwt", (), None)
-
-
-async def delete_group(scene: Scene) -> None:
-    await groups.delete(scene.owner_id, scene.group_id)
-
-
-async def delete_post(scene: Scene) -> None:
-    await posts.delete(scene.owner_id, scene.post_id)
-
-
-async def many_times(settings: Settings, play: Callable[[Scene, random.Random], Awaitable[str]]) -> Counter[str]:
-    """What became of INTERLEAVINGS scenes, AT_ONCE of which are played at a time."""
-    room = asyncio.Semaphore(AT_ONCE)
-
-    async def play_one(number: int) -> str:
-        async with room:
-            return await play(await set_up(settings), random.Random(number))
-
-    return Counter(await asyncio.gather(*(play_one(number) for number in range(INTERLEAVINGS))))
-
-
-@pytest.mark.parametrize("remove", [remove_member, revoke_key, disable_member])
-async def test_nothing_is_sealed_to_who_has_gone(
-    settings: Settings, remove: Callable[[Scene], Awaitable[None]]
-) -> None:
-    async def play(scene: Scene, chance: random.Random) -> str:
-        async def go() -> str | None:
-            await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
-            await remove(scene)
-            return await status(scene.post_id)
-
-        late_key_id, status_afterwards = await asyncio.gather(seal_slowly(scene, chance), go())
-        assert await status(scene.post_id) == "sealed"
-        others = {scene.owner_key_id, late_key_id}
-        sealed_to = await keys_of(scene.post_id)
-        assert sealed_to in (others, others | {scene.member_key_id})
-        if status_afterwards == "pending":
-            assert sealed_to == others, "it was sealed after the removal"
-            return "removed first"
-        return "sealed first" if sealed_to != others else "removed first"
-
-    outcomes = await many_times(settings, play)
+@pytest.mark.parametrize("remove", REMOVALS)
+async def test_nothing_is_sealed_or_served_to_who_has_gone(stage: Stage, remove: Act) -> None:
+    outcomes = await many_times(stage, removal(remove), INTERLEAVINGS)
     assert min(outcomes["removed first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
 
 
-@pytest.mark.parametrize("delete", [delete_group, delete_post])
-async def test_nothing_is_sealed_of_what_is_deleted(
-    settings: Settings, delete: Callable[[Scene], Awaitable[None]]
-) -> None:
+@pytest.mark.parametrize("delete", DELETIONS)
+async def test_nothing_is_sealed_or_served_of_what_is_deleted(stage: Stage, delete: Act) -> None:
+    outcomes = await many_times(stage, deletion(delete), INTERLEAVINGS)
+    assert min(outcomes["removed first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
+
+
+async def test_member_that_deletes_itself_disturbs_no_sealing(stage: Stage) -> None:
     async def play(scene: Scene, chance: random.Random) -> str:
-        async def go() -> None:
-            await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
-            await delete(scene)
-
-        async def seal() -> bool:
-            await seal_slowly(scene, chance)
-            return await status(scene.post_id) is not None
-
-        sealed_first, _ = await asyncio.gather(seal(), go())
-        assert await status(scene.post_id) is None
-        assert await keys_of(scene.post_id) == set()
-        return "sealed first" if sealed_first else "deleted first"
-
-    outcomes = await many_times(settings, play)
-    assert min(outcomes["deleted first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
-
-
-async def test_member_that_deletes_itself_disturbs_no_sealing(settings: Settings) -> None:
-    async def play(scene: Scene, chance: random.Random) -> str:
-        member = await make_external(scene.member_id)
+        member = Caller(scene.member.id, "Someone", None, False, datetime.now(UTC), None, "jwt", (), None)
 
         async def go() -> str | None:
             # It has more to do before it locks the group than a removal has.
@@ -220,18 +87,18 @@ async def test_member_that_deletes_itself_disturbs_no_sealing(settings: Settings
         assert await keys_of(scene.post_id) == {scene.owner_key_id, late_key_id}
         return "deleted first" if status_afterwards == "pending" else "sealed first"
 
-    outcomes = await many_times(settings, play)
+    outcomes = await many_times(stage, play, INTERLEAVINGS)
     assert min(outcomes["deleted first"], outcomes["sealed first"]) > INTERLEAVINGS / 20, outcomes
 
 
-async def test_who_is_there_in_time_gets_a_key(settings: Settings) -> None:
+async def test_who_is_there_in_time_gets_a_key(stage: Stage) -> None:
     async def play(scene: Scene, chance: random.Random) -> str:
         newcomer_id = await insert_user()
         newcomer_key_id = await insert_key(newcomer_id)
 
         async def join() -> str | None:
             await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
-            await groups.add_member(scene.owner_id, scene.group_id, newcomer_id, None, "member", settings)
+            await groups.add_member(scene.owner.id, scene.group_id, newcomer_id, None, "member", stage.settings)
             return await status(scene.post_id)
 
         _, status_afterwards = await asyncio.gather(seal_slowly(scene, chance), join())
@@ -240,12 +107,12 @@ async def test_who_is_there_in_time_gets_a_key(settings: Settings) -> None:
             assert has_key, "it was sealed after the newcomer was there"
         return "in time" if has_key else "late"
 
-    outcomes = await many_times(settings, play)
+    outcomes = await many_times(stage, play, INTERLEAVINGS)
     assert min(outcomes["in time"], outcomes["late"]) > INTERLEAVINGS / 10, outcomes
 
 
-async def test_of_ten_sealings_at_once_one_is_made(settings: Settings) -> None:
-    scene = await set_up(settings)
+async def test_of_ten_sealings_at_once_one_is_made(stage: Stage) -> None:
+    scene = await set_up(stage)
     begun = 0
 
     async def seal() -> int:
@@ -256,7 +123,7 @@ async def test_of_ten_sealings_at_once_one_is_made(settings: Settings) -> None:
             return [bytes(80)] * len(public_keys)
 
         try:
-            return len(await posts.seal(scene.post_id, settings.worker_private_keys, seal_many))
+            return len(await posts.seal(scene.post_id, stage.settings.worker_private_keys, seal_many))
         except SealingElsewhere:
             return 0
 
