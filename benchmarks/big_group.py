@@ -1,13 +1,12 @@
-"""One post for a big group: from `POST /posts` to sealed, and what other callers notice of it.
+"""B4: one post for a big group: from `POST /posts` to sealed, what other callers notice of it, and the worker's memory.
 
-The limit is what no server can do without: as many `crypto_box_seal` calls on all cores, and one COPY
-of as many rows into a table with the same indexes.
+The limit is what no server can do without: as many `crypto_box_seal` calls on all cores, and one COPY of as many rows
+into a table with the same indexes.
 """
 
 import asyncio
 import os
 import secrets
-import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,114 +14,106 @@ from typing import Any
 import asyncpg
 import httpx
 
-from benchmarks.running import Running, running_server, sign_up
+from benchmarks.calling import Caller
+from benchmarks.filling import Group, make_group
+from benchmarks.measuring import ROUNDS, Cores, Peak, Result, parts_of, percentile, result
+from benchmarks.running import Running, running_server
 from server.sealing.posts import new_post_key, seal_key
 
-ROUNDS = 5
+SIZES = {10_000: ROUNDS, 100_000: 1}
 POLL_S = 0.01
-
-MEMBERS = """
-    WITH new AS (
-        INSERT INTO users (name, issuer, subject) SELECT 'Member', 'bench', n::text FROM generate_series(1, $1) n
-        RETURNING id
-    ), joined AS (
-        INSERT INTO user_group_association ("user", "group", role) SELECT id, $2, 'member' FROM new
-    )
-    SELECT id FROM new
-"""
-KEYS = """
-    INSERT INTO user_keys ("user", public_key, verify_key, proof, label)
-    SELECT id, key, $3, $4, 'bench' FROM unnest($1::uuid[], $2::bytea[]) AS k (id, key)
-"""
+QUIET_S = 1.0
 COPIED = "CREATE TEMP TABLE copied (LIKE post_keys INCLUDING ALL)"
 
 
-async def main(members: int) -> None:
-    async with running_server() as running, httpx.AsyncClient(base_url=running.url, timeout=120) as client:
-        await sign_up(client)
-        group_id = (await client.post("/groups", json={"name": "Big"})).json()["id"]
-        database = await asyncpg.connect(running.database_url)
-        try:
-            public_keys = await fill(database, group_id, members)
-            ours, limits, quiet, busy = [], [], [], []
-            for _ in range(ROUNDS):
-                limits.append(await seals_and_copy(database, public_keys))
-                quiet += await latencies(client, asyncio.create_task(asyncio.sleep(1)))
-                sealing = asyncio.create_task(post_to_sealed(running, client.headers, group_id))
-                busy += await latencies(client, sealing)
-                ours.append(await sealing)
-        finally:
-            await database.close()
-    report(members, ours, limits, quiet, busy)
+async def main() -> list[Result]:
+    results, peaks = [], []
+    async with running_server() as running:
+        for members, rounds in SIZES.items():
+            async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:
+                group = await make_group(running, client, members)
+                authorization = client.headers["Authorization"]
+            found, peak = await measure(running, group, authorization, rounds)
+            results += found
+            peaks.append(peak)
+    growth = peaks[-1] - peaks[0]
+    results.append(
+        result("B4", "worker's memory, from 10,000 to 100,000 members", "MiB more", [growth], target="<= 100")
+    )
+    return results
 
 
-async def fill(database: asyncpg.Connection, group_id: str, members: int) -> list[bytes]:
-    """So many members with a key each; nobody has the private halves."""
-    rows = await database.fetch(MEMBERS, members, group_id)
-    # Any 32 bytes below 2^255 are a public key to seal to; the odds of one of low order are nil.
-    public_keys = [(raw := secrets.token_bytes(32))[:31] + bytes([raw[31] & 0x3F]) for _ in rows]
-    await database.execute(KEYS, [row["id"] for row in rows], public_keys, bytes(32), bytes(64))
-    await database.execute("ANALYZE")
-    return public_keys
+async def measure(running: Running, group: Group, authorization: str, rounds: int) -> tuple[list[Result], float]:
+    caller, reader = Caller(running.url, authorization), Caller(running.url, authorization)
+    database = await asyncpg.connect(running.database_url)
+    [worker] = [process for kind, process in parts_of(running) if kind == "worker"]
+    ours, limits, quiet, busy, used = [], [], [], [], {}
+    with Peak(worker) as peak:
+        for _ in range(rounds):
+            limits.append(await seals_and_copy(database, group.public_keys))
+            quiet += await latencies(reader, asyncio.create_task(asyncio.sleep(QUIET_S)))
+            cores = Cores(running)
+            sealing = asyncio.create_task(post_to_sealed(caller, str(group.id)))
+            busy += await latencies(reader, sealing)
+            ours.append(await sealing)
+            used = cores.used()
+    await database.close()
+    caller.close()
+    reader.close()
+    members = f"{len(group.key_ids):,} members"
+    p99 = [percentile(quiet, 99), percentile(busy, 99)]
+    return [
+        result("B4", f"one post for {members}", "ms", ours, limits, "<= 1.3", used),
+        result("B4", f"p99 of GET /me meanwhile, {members}", "ms", [p99[1]], p99[0], "<= 3"),
+    ], peak.mebibytes
 
 
 async def seals_and_copy(database: asyncpg.Connection, public_keys: list[bytes]) -> float:
-    """Seconds for the bare sum of what has to be done."""
+    """Milliseconds for the bare sum of what has to be done."""
     post_key, cores = new_post_key(), os.cpu_count() or 1
     start = time.perf_counter()
     with ThreadPoolExecutor(cores) as threads:
         portions = [public_keys[core::cores] for core in range(cores)]
         sealed = threads.map(lambda portion: [seal_key(post_key, public_key) for public_key in portion], portions)
-        rows = [(secrets.token_bytes(16), key) for portion in sealed for key in portion]
+        keys = [key for portion in sealed for key in portion]
     sealing_s = time.perf_counter() - start
-    return sealing_s + await copy(database, [key for _, key in rows])
+    return (sealing_s + await copy(database, keys)) * 1000
 
 
 async def copy(database: asyncpg.Connection, sealed_keys: list[bytes]) -> float:
-    ids = [
-        row["id"] for row in await database.fetch("SELECT uuidv7() AS id FROM generate_series(1, $1)", len(sealed_keys))
-    ]
-    rows = [(key_id, ids[0], key_id, sealed_key) for key_id, sealed_key in zip(ids, sealed_keys, strict=True)]
+    rows = await database.fetch("SELECT uuidv7() AS id FROM generate_series(1, $1)", len(sealed_keys))
+    ids = [row["id"] for row in rows]
+    records = [(key_id, ids[0], key_id, sealed_key) for key_id, sealed_key in zip(ids, sealed_keys, strict=True)]
     await database.execute(COPIED)
     try:
         start = time.perf_counter()
         await database.copy_records_to_table(
-            "copied", columns=["id", "post", "public_key", "encrypted_key"], records=rows
+            "copied", columns=["id", "post", "public_key", "encrypted_key"], records=records
         )
         return time.perf_counter() - start
     finally:
         await database.execute("DROP TABLE copied")
 
 
-async def post_to_sealed(running: Running, headers: httpx.Headers, group_id: str) -> float:
-    async with httpx.AsyncClient(base_url=running.url, headers=headers, timeout=120) as client:
-        start = time.perf_counter()
-        body = {"group_id": group_id, "title": "Big", "content": "For everyone."}
-        post: dict[str, Any] = (await client.post("/posts", json=body)).raise_for_status().json()
-        while post["status"] == "pending":
-            await asyncio.sleep(POLL_S)
-            post = (await client.get(f"/posts/{post['id']}")).json()
-        if post["status"] != "sealed":
-            raise RuntimeError(f"the post {post['failure']}")
-        return time.perf_counter() - start
+async def post_to_sealed(caller: Caller, group_id: str) -> float:
+    start = time.perf_counter()
+    post: dict[str, Any] = await caller.call(
+        "POST", "/posts", {"group_id": group_id, "title": "Big", "content": secrets.token_hex()}
+    )
+    while post["status"] == "pending":
+        await asyncio.sleep(POLL_S)
+        post = await caller.call("GET", f"/posts/{post['id']}")
+    if post["status"] != "sealed":
+        raise RuntimeError(f"the post {post['failure']}")
+    return (time.perf_counter() - start) * 1000
 
 
-async def latencies(client: httpx.AsyncClient, meanwhile: asyncio.Task[Any]) -> list[float]:
-    """Seconds of each `GET /me`, one after the other, for as long as `meanwhile` takes."""
+async def latencies(caller: Caller, meanwhile: asyncio.Task[Any]) -> list[float]:
+    """Milliseconds of each `GET /me`, one after the other, for as long as `meanwhile` takes."""
     taken = []
     while not meanwhile.done():
         start = time.perf_counter()
-        (await client.get("/me")).raise_for_status()
-        taken.append(time.perf_counter() - start)
+        await caller.call("GET", "/me")
+        taken.append((time.perf_counter() - start) * 1000)
         await asyncio.sleep(0.002)
     return taken
-
-
-def report(members: int, ours: list[float], limits: list[float], quiet: list[float], busy: list[float]) -> None:
-    our_s, limit_s = statistics.median(ours), statistics.median(limits)
-    print(f"one post for {members:,} members, medians of {ROUNDS}, on {os.cpu_count()} cores")
-    print(f"  POST to sealed                 {our_s * 1000:8.0f} ms   (from {min(ours):.3f} to {max(ours):.3f} s)")
-    print(f"  bare seals and one COPY        {limit_s * 1000:8.0f} ms   ratio {our_s / limit_s:.2f}")
-    quiet_p99, busy_p99 = statistics.quantiles(quiet, n=100)[98], statistics.quantiles(busy, n=100)[98]
-    print(f"  p99 of GET /me, quiet          {quiet_p99 * 1000:8.1f} ms")
-    print(f"  p99 of GET /me, meanwhile      {busy_p99 * 1000:8.1f} ms   ratio {busy_p99 / quiet_p99:.2f}")
