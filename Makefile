@@ -16,14 +16,17 @@ PARTS := htmx.org/dist/htmx.min.js uplot/dist/uPlot.iife.min.js uplot/dist/uPlot
 PARTS_DIR := server/dashboard/static/parts
 PARTS_STAMP := node_modules/.made-from-$(shell cat package.json package-lock.json | cksum | cut -d ' ' -f 1)
 
-.PHONY: help run dev test check bench lock parts parts-if-possible
+.PHONY: help run dev test check faults bench hunt fuzz lock parts parts-if-possible
 
 help:
 	@echo 'make run     everything on this machine, at http://127.0.0.1:$(PORT), with its data in $(DATA_DIR)'
 	@echo 'make dev     the same, started anew whenever the source changes'
 	@echo 'make test    the tests, but for those that take long'
 	@echo 'make check   what CI asks for: format, lint, types, import layers, and all tests'
+	@echo 'make faults  kills, fills, stalls and repeats things, for a quarter of an hour, and shows that nothing is lost'
 	@echo 'make bench   the figures that the README quotes'
+	@echo 'make hunt    plant secrets, and search for them wherever the server may leave bytes'
+	@echo 'make fuzz    hold the answers against the OpenAPI document, for a quarter of an hour'
 	@echo 'make parts   the scripts that the dashboard takes from npm; run, dev and test see to it, too'
 	@echo 'make lock    new versions of all that is depended on, within the bounds of pyproject.toml'
 	@echo
@@ -39,7 +42,7 @@ dev: $(STAMP) parts-if-possible
 TEST_TMP := $(shell grep -qs '^[^ ]* /dev/shm .*noexec' /proc/mounts || \
 	df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
 ifneq ($(TEST_TMP),)
-test: export TMPDIR := $(TEST_TMP)
+test hunt faults: export TMPDIR := $(TEST_TMP)
 endif
 
 # Processes by the dozen, too, that start faster from compiled modules, whatever the user's own settings for those are.
@@ -65,8 +68,19 @@ check: $(STAMP) test
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
+# FAULTS='NAME ... --rounds N --seed N': some of them, so often, with the timing of an earlier run.
+faults: $(STAMP)
+	@exec .venv/bin/python -m tests.faults $(FAULTS)
+
 bench: $(STAMP)
 	@exec .venv/bin/python -m benchmarks
+
+# Where the tests make their databases, too.
+hunt: $(STAMP)
+	@exec .venv/bin/python -m tests.hunt
+
+fuzz: $(STAMP)
+	@exec .venv/bin/python -m tests.fuzzing
 
 parts: $(PARTS_STAMP)
 

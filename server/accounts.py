@@ -3,19 +3,28 @@
 import asyncio
 import os
 import unicodedata
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
 from server import audit, database
 from server.credentials import Caller, NewToken, check_session, end_all_but, open_session
-from server.errors import EmailTaken, Invalid, InvalidField, Unauthenticated, WrongPassword
+from server.errors import EmailTaken, Invalid, InvalidField, RateLimited, Unauthenticated, WrongPassword
 from server.sealing import passwords
 from server.settings import Settings
 
+Result = TypeVar("Result")
+
 # Argon2id takes 64 MiB a run: as many at once as there are cores, the others wait their turn.
 _HASHING = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="argon2")
+
+# As many as may be hashed or wait for it: more would wait longer than people do, and with each comes a body of its own.
+MAX_HASHING = 500
+HASHING_RETRY_S = 5
+_hashing: set[asyncio.Future[Any]] = set()
 
 # For the login of an unknown email, so that it does the same work as any other.
 _NOBODYS_PASSWORD = passwords.hash_of_nothing()
@@ -45,11 +54,21 @@ def check_password(password: str, settings: Settings) -> None:
 
 
 async def _hash(password: str) -> str:
-    return await asyncio.get_running_loop().run_in_executor(_HASHING, passwords.hash_password, password)
+    return await _in_turn(passwords.hash_password, password)
 
 
 async def _matches(hashed: str, password: str) -> bool:
-    return await asyncio.get_running_loop().run_in_executor(_HASHING, passwords.check_password, hashed, password)
+    return await _in_turn(passwords.check_password, hashed, password)
+
+
+async def _in_turn(work: Callable[..., Result], *arguments: str) -> Result:
+    """Raises RateLimited where too many wait already."""
+    if len(_hashing) >= MAX_HASHING:
+        raise RateLimited(name="hashing", limit=MAX_HASHING, window_s=1, retry_after_s=HASHING_RETRY_S)
+    future = asyncio.get_running_loop().run_in_executor(_HASHING, work, *arguments)
+    _hashing.add(future)
+    future.add_done_callback(_hashing.discard)
+    return await future
 
 
 async def sign_up(name: str, email: str, password: str, settings: Settings) -> tuple[Caller, NewToken]:

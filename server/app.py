@@ -3,9 +3,10 @@
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 
 from litestar import Litestar, Router
-from litestar.datastructures import MutableScopeHeaders
+from litestar.routes import HTTPRoute
 from litestar.types import Message, Scope
 
 from server import auth, bodies, dashboard_access, database, jobs, objects, openapi, problems
@@ -46,6 +47,15 @@ HEADERS = {
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 
+def encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+# Where an answer has one of these of its own, as the dashboard's pages do, it keeps it.
+SAFE = encoded(HEADERS | {"Content-Security-Policy": POLICY})
+SAFE_PAGES = encoded(HEADERS | {"Content-Security-Policy": openapi.POLICY})
+
+
 def create_app(settings: Settings | None = None) -> Litestar:
     """The API. Raises SettingsError where a setting that it needs is missing."""
     settings = settings or settings_module.load(os.environ)
@@ -62,8 +72,8 @@ def create_app(settings: Settings | None = None) -> Litestar:
             dashboard_access.router(settings),
             Router(
                 "/",
-                guards=[auth.require_caller],
-                before_request=bodies.check_query,
+                # No guard, which would be given a copy of its handler each time.
+                before_request=auth.enter,
                 route_handlers=[
                     *accounts.AUTHENTICATED,
                     *credentials.AUTHENTICATED,
@@ -89,7 +99,6 @@ def create_app(settings: Settings | None = None) -> Litestar:
         request_max_body_size=settings.max_body_bytes,
         type_decoders=[(bodies.is_body, bodies.make_body)],
         plugins=[bodies.BodySchema()],
-        middleware=[metrics.HTTP.middleware],
         openapi_config=openapi.config(settings),
         exception_handlers=problems.HANDLERS,
         before_send=[add_headers],
@@ -97,6 +106,10 @@ def create_app(settings: Settings | None = None) -> Litestar:
         logging_config=None,
     )
     app.state.settings = settings
+    app.state.methods = {
+        route.path_format: sorted(route.methods) for route in app.routes if isinstance(route, HTTPRoute)
+    }
+    app.state.known = auth.Known()
     app.state.store = objects.open_store(settings)
     app.state.issuer = open_issuer(settings)
     return app
@@ -121,10 +134,11 @@ async def run(app: Litestar) -> AsyncIterator[None]:
 async def add_headers(message: Message, scope: Scope) -> None:
     if message["type"] != "http.response.start":
         return
-    headers = MutableScopeHeaders.from_message(message)
-    for name, value in HEADERS.items():
-        headers.setdefault(name, value)
-    if scope["path"].startswith(dashboard_access.PATH):
-        headers.setdefault("Content-Security-Policy", POLICY)
-        return
-    headers["Content-Security-Policy"] = openapi.POLICY if scope["path"].startswith(openapi.PATH) else POLICY
+    wanted = SAFE_PAGES if scope["path"].startswith(openapi.PATH) else SAFE
+    given = message["headers"] = list(message["headers"])
+    if scope.get("method") == "OPTIONS" and message["status"] == HTTPStatus.NO_CONTENT:
+        # Litestar's own leaves out what was registered for the path after its first handler.
+        given[:] = [header for header in given if header[0].lower() != b"allow"]
+        given.append((b"allow", ", ".join(scope["litestar_app"].state.methods[scope["path_template"]]).encode()))
+    names = {name.lower() for name, _ in given}
+    given += [header for header in wanted if header[0] not in names]

@@ -94,6 +94,14 @@ async def record(
     )
 
 
+def insertion(action: str, *, actor: str, group: str, ids: str, source: str) -> str:
+    """SQL of an entry for each row of `source`, for a statement that does what it tells of; the others are SQL too."""
+    return (
+        'INSERT INTO audit_log (actor, action, "group", ids)'
+        f" SELECT {actor}, '{_checked(action)}', {group}, {ids} FROM {source}"
+    )
+
+
 def _checked(action: str) -> str:
     if action not in ACTIONS:
         raise ValueError(f"{action} is not among the actions")

@@ -28,7 +28,7 @@ from obstore.store import ObjectStore
 from server import credentials
 from server.channels import Hub
 from server.credentials import READ, WRITE, Caller
-from server.errors import Invalid, Malformed, NotFound
+from server.errors import Invalid, Malformed, NotFound, ScopeRequired
 from server.limits import Limiter
 from server.quotas import Quotas
 from server.sealing import encoding, strict_json
@@ -69,6 +69,11 @@ class Request(litestar.Request[Caller, None, State]):
     @property
     def store(self) -> ObjectStore:
         return cast("ObjectStore", self.app.state.store)
+
+    @property
+    def unproven(self) -> UUID | None:
+        """The caller's credential, where it is for the handler's own statements to ask whether it still stands."""
+        return cast("UUID | None", self.scope["state"].get("unproven"))
 
     @property
     def mac_key(self) -> bytes:
@@ -128,8 +133,19 @@ def check_scope(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     """Raises ScopeRequired. Where there is a body, this is asked once that is read: what is wrong with its form goes
     before what one may not do."""
     caller = connection.scope.get("user")
-    if caller is not None:
+    if caller is None:
+        return
+    try:
         credentials.check_scope(caller, needed_scope(handler))
+    except ScopeRequired:
+        # Of a call that no API key may make, whatever its scopes, the handler says so itself.
+        if is_for_api_keys(handler):
+            raise
+
+
+def is_for_api_keys(handler: BaseRouteHandler) -> bool:
+    named = handler.resolve_security() if isinstance(handler, HTTPRouteHandler) else []
+    return not named or any("api_key" in schemes for schemes in named)
 
 
 T = TypeVar("T")
@@ -249,11 +265,22 @@ async def check_query(request: litestar.Request[Any, Any, Any]) -> None:
 
     This is judged before anything is looked up: what the answer says depends on the query alone.
     """
-    known = (
-        request.route_handler.parsed_fn_signature.parameters.keys() - request.path_params.keys() - {"request", "data"}
-    )
-    names = Counter(name for name, _ in request.query_params.multi_items())
+    if not request.scope["query_string"]:
+        return
+    known = known_filters(request)
+    given = [name for name, _ in request.query_params.multi_items()]
+    if known.issuperset(given) and len(set(given)) == len(given):
+        return
+    names = Counter(given)
     errors = [(f"?{name}", "is not known here") for name in names if name not in known]
     errors += [(f"?{name}", "is given more than once") for name in names if name in known and names[name] > 1]
-    if errors:
-        raise Invalid(*errors)
+    raise Invalid(*errors)
+
+
+def known_filters(request: litestar.Request[Any, Any, Any]) -> frozenset[str]:
+    handler = request.route_handler
+    known: frozenset[str] | None = handler.opt.get("filters")
+    if known is None:
+        parameters = handler.parsed_fn_signature.parameters.keys()
+        known = handler.opt["filters"] = frozenset(parameters - request.path_params.keys() - {"request", "data"})
+    return known

@@ -42,6 +42,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from server import metrics
+from server.loops import Loop
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ class Hub:
         self._event_id = b""
         self._frame = ""
         self._reached: set[Receiver] = set()
-        self._task: asyncio.Task[None] | None = None
+        self.loop = Loop("hub", self._stay_connected)
 
     @property
     def connected(self) -> bool:
@@ -211,18 +212,15 @@ class Hub:
 
     async def __aenter__(self) -> Self:
         """Start; goes on after CONNECT_TIMEOUT_S without Redis and keeps trying."""
-        self._task = asyncio.create_task(self._stay_connected(), name="hub")
+        await self.loop.__aenter__()
         await within(CONNECT_TIMEOUT_S, self._connected.wait())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-            self._connected.clear()
+        await self.loop.__aexit__(kind, error, trace)
+        self._connected.clear()
 
     async def join(self, receiver: Receiver, channels: Iterable[str], timeout_s: float = JOIN_TIMEOUT_S) -> bool:
         """Listen to `channels` as well, from no later than the return.

@@ -136,9 +136,10 @@ def up(reload: bool) -> None:
 
     Without DATABASE_URL and REDIS_URL it brings its own Postgres and Valkey, which keep their data in DATA_DIR.
     """
-    from server import logs
+    from server import coredumps, logs
     from server.up import up as run
 
+    coredumps.forbid()
     settings = load_settings()
     logs.configure(settings.log_level, settings.log_format)
     run(settings, os.environ, reload)
@@ -151,10 +152,11 @@ def api(host: str | None, port: int | None) -> None:
     """Serve the API. Start as many as you like, on one Postgres and Redis."""
     import msgspec
 
-    from server import logs
+    from server import coredumps, logs
     from server.serving import make_server
     from server.up import check_port
 
+    coredumps.forbid()
     settings = load_settings(attached=True)
     # It must not be able to open drafts, even if the environment is shared with a worker.
     settings = msgspec.structs.replace(

@@ -54,6 +54,14 @@ _LIVE = "t.revoked_at IS NULL AND u.disabled_at IS NULL AND (t.expires IS NULL O
 _USE_IS_OLD = "(t.last_used_at IS NULL OR t.last_used_at < now() - interval '1 minute')"
 
 
+def stands(credential_id: str) -> str:
+    """SQL: the session or API key of this id, a parameter, still stands for its user; true where that is null."""
+    return (
+        f'({credential_id}::uuid IS NULL OR EXISTS (SELECT 1 FROM user_tokens t JOIN users u ON u.id = t."user"'
+        f" WHERE t.id = {credential_id} AND {_LIVE}))"
+    )
+
+
 class Claims(NamedTuple):
     """What a genuine JWT says; of it all, only `issuer` and `subject` tell who it is."""
 
@@ -112,6 +120,19 @@ async def authenticate(token: str) -> Caller:
     if row["has_expired"]:
         raise TokenExpired
     return _caller({name: row[name] for name in Caller._fields})
+
+
+async def prove(credential_id: UUID) -> None:
+    """Raises Unauthenticated, or TokenExpired, unless this session or API key still stands for its user."""
+    row = await database.fetchrow(
+        'SELECT t.expires <= now() AS has_expired FROM user_tokens t JOIN users u ON u.id = t."user"'
+        " WHERE t.id = $1 AND t.revoked_at IS NULL AND u.disabled_at IS NULL",
+        credential_id,
+    )
+    if row is None:
+        raise Unauthenticated
+    if row["has_expired"]:
+        raise TokenExpired
 
 
 async def recognize(claims: Claims, settings: Settings) -> Caller:

@@ -1,4 +1,5 @@
-"""What can be wrong, as facts. `code` is what clients switch on, `detail` is the same for every case of it.
+"""What can be wrong, as facts. `code` is what clients switch on. `detail` is the same for every case of it, but where
+it says how much there may be.
 
 The bases say of what kind a fact is; how a kind is answered over HTTP is decided in `server.app` alone.
 """
@@ -8,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 class DomainError(Exception):
     code: ClassVar[str]
-    detail: ClassVar[str]
+    detail: str
 
     def __init__(self, **facts: Any) -> None:
         super().__init__(self.detail)
@@ -241,8 +242,22 @@ class RateLimited(DomainError):
 
 
 class QuotaExceeded(RateLimited):
+    """Of `name` (such as `upload-bytes-per-day`) there are `left` of `limit`, which may be some, but too few."""
+
     code = "quota_exceeded"
     detail = "The quota of the day is used up."
+
+    def __init__(self, *, name: str, limit: int, left: int, **facts: Any) -> None:
+        super().__init__(name=name, limit=limit, left=left, **facts)
+        what = QUOTAS[name]
+        if left:
+            told = f"Of the day's quota of {limit:,} {what} {left:,} are left, which is too few"
+        else:
+            told = f"The day's quota of {limit:,} {what} is used up"
+        self.detail = f"{told}; a new day begins at midnight UTC."
+
+
+QUOTAS = {"requests-per-day": "requests", "posts-per-day": "posts", "upload-bytes-per-day": "uploaded bytes"}
 
 
 class Unavailable(DomainError):
@@ -270,8 +285,14 @@ class LinkGone(DomainError):
 
 
 class FileTooLarge(DomainError):
+    """`max_bytes` is the most that a file may have, before it is sealed."""
+
     code = "too_large"
     detail = "The file is larger than this server takes."
+
+    def __init__(self, *, max_bytes: int) -> None:
+        super().__init__(max_bytes=max_bytes)
+        self.detail = f"The file is larger than this server takes: {max_bytes:,} bytes at most."
 
 
 class RangeNotSatisfiable(DomainError):

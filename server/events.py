@@ -60,16 +60,16 @@ def member_removed(group_id: UUID, user_id: UUID) -> Event:
     return event("group.member_removed", channels, group_id=group_id, user_id=user_id)
 
 
+INSERT = "INSERT INTO outbox (id, channels, frame) VALUES ({}, {}, {}) ON CONFLICT DO NOTHING"
+_INSERT = INSERT.format("$1", "$2", "$3")
+
+
 async def record(*events: Event) -> list[Event]:
     """Into the outbox, within the current transaction. The caller publishes them once it has committed."""
     if len(events) == 1:
-        await database.execute(
-            "INSERT INTO outbox (id, channels, frame) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", *events[0]
-        )
+        await database.execute(_INSERT, *events[0])
     elif events:
-        await database.executemany(
-            "INSERT INTO outbox (id, channels, frame) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING", list(events)
-        )
+        await database.executemany(_INSERT, list(events))
     return list(events)
 
 

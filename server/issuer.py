@@ -80,9 +80,17 @@ class Issuer:
             expires=_time(expires),
             not_before=None if not_before is None else _time(not_before),
             issued_at=None if issued_at is None else _time(issued_at),
-            name=claims.get("name"),
+            name=_name(claims),
             email=claims.get("email"),
         )
+
+
+def _name(claims: dict[str, Any]) -> Any:
+    """As a token of OpenID Connect has it, or else as one of Supabase, which has it among what its user may change."""
+    if "name" in claims:
+        return claims["name"]
+    metadata = claims.get("user_metadata")
+    return metadata.get("name", metadata.get("full_name")) if isinstance(metadata, dict) else None
 
 
 def _read_header(token: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import bisect
 import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -111,10 +112,18 @@ async def enqueue_seal(redis: ArqRedis, post_id: UUID) -> None:
 
 async def enqueue_seals(redis: ArqRedis, post_ids: Sequence[UUID]) -> None:
     """The same for many, however long it takes. The job takes the id of the request that it comes from along."""
-    request_id = [known] if (known := logs.request_id()) else []
+    request_id = logs.request_id()
     for start in range(0, len(post_ids), ENQUEUE_AT_ONCE):
-        batch = post_ids[start : start + ENQUEUE_AT_ONCE]
-        await enqueue(redis, SEAL_POST, {seal_job_id(post_id): [str(post_id), *request_id] for post_id in batch})
+        await enqueue_seals_of(redis, dict.fromkeys(post_ids[start : start + ENQUEUE_AT_ONCE], request_id))
+
+
+async def enqueue_seals_of(redis: ArqRedis, request_ids: Mapping[UUID, str | None]) -> None:
+    """The same in one round trip: posts, each with the request that it comes from."""
+    jobs = {
+        seal_job_id(post_id): [str(post_id), *([request_id] if request_id else [])]
+        for post_id, request_id in request_ids.items()
+    }
+    await enqueue(redis, SEAL_POST, jobs)
 
 
 def seal_job_id(post_id: UUID) -> str:
@@ -209,12 +218,13 @@ class SealingTimes(msgspec.Struct, frozen=True):
         return zip(names, itertools.accumulate(self.counts), strict=True)
 
 
-async def note_sealing(redis: ArqRedis, seconds: float) -> None:
+async def note_sealings(redis: ArqRedis, seconds: Sequence[float]) -> None:
     """Raises one of channels.UNAVAILABLE."""
-    bucket = bisect.bisect_left(SEALING_BOUNDS_S, seconds)
+    counts = Counter(bisect.bisect_left(SEALING_BOUNDS_S, one) for one in seconds)
     async with redis.pipeline(transaction=True) as pipeline:
-        pipeline.hincrby(SEALING_TIMES_KEY, str(bucket), 1)
-        pipeline.hincrbyfloat(SEALING_TIMES_KEY, "sum", seconds)
+        for bucket, count in counts.items():
+            pipeline.hincrby(SEALING_TIMES_KEY, str(bucket), count)
+        pipeline.hincrbyfloat(SEALING_TIMES_KEY, "sum", sum(seconds))
         await pipeline.execute()
 
 
@@ -223,6 +233,19 @@ async def sealing_times(redis: ArqRedis) -> SealingTimes:
     found: dict[bytes, bytes] = await redis.hgetall(SEALING_TIMES_KEY)  # type: ignore[misc]  # typed for both clients
     counts = tuple(int(found.get(str(bucket).encode(), 0)) for bucket in range(len(SEALING_BOUNDS_S)))
     return SealingTimes(counts, float(found.get(b"sum", 0)))
+
+
+async def pull_forward_seals(redis: ArqRedis, post_ids: Sequence[UUID], within_s: float) -> None:
+    """No job of these waits for more than so many seconds, by this process' clock and by that of Redis.
+
+    A job is put off until a time by the clock of whoever queued it, and taken by that of a worker: where one of these
+    is an hour wrong, it would wait for an hour. Raises one of channels.UNAVAILABLE.
+    """
+    seconds, micros = await redis.time()
+    latest_ms = min(timestamp_ms(), seconds * 1000 + micros // 1000) + int(within_s * 1000)
+    for start in range(0, len(post_ids), ENQUEUE_AT_ONCE):
+        scores = {seal_job_id(post_id): latest_ms for post_id in post_ids[start : start + ENQUEUE_AT_ONCE]}
+        await redis.zadd(redis.default_queue_name, scores, xx=True, lt=True)
 
 
 async def release_seals(redis: ArqRedis, post_ids: Iterable[UUID]) -> None:
@@ -275,6 +298,10 @@ class LiveWorker(msgspec.Struct, frozen=True):
     started: datetime
     worker_key_ids: tuple[str, ...]
     """The ids of its private keys, 16 hexadecimal digits each, the current one first."""
+    unwell: tuple[str, ...] = ()
+    """Its background loops that have ended of late and were started again."""
+    loop_deaths: dict[str, int] = {}
+    """How often that has happened to each since the process began."""
 
 
 async def say_alive(redis: ArqRedis, worker: LiveWorker) -> None:

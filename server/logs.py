@@ -10,19 +10,20 @@ a download is its token. Libraries that quote requests or frames are held at war
 exception's message only the first line counts: below it Postgres quotes the row.
 """
 
+import functools
 import logging
+import os
 import re
-import secrets
 import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from contextvars import ContextVar
+from typing import Any, Literal, TextIO
 
 import msgspec
 import structlog
-from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.types import EventDict, Processor
 
 Message = MutableMapping[str, Any]
@@ -59,6 +60,7 @@ def configure(level: str, form: Format = "auto") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(form, colors=is_terminal))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    _json_lines[:] = [sys.stderr] if form == "json" else []
     logging.captureWarnings(True)
     for name in HELD_AT_WARNING:
         logger = logging.getLogger(name)
@@ -79,7 +81,7 @@ def formatter(form: Literal["console", "json"], *, colors: bool = False) -> logg
             add_time,
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
-            structlog.contextvars.merge_contextvars,
+            add_request_id,
             tell_error,
             structlog.stdlib.ExtraAdder(),
         ],
@@ -87,11 +89,24 @@ def formatter(form: Literal["console", "json"], *, colors: bool = False) -> logg
     )
 
 
+@functools.lru_cache(maxsize=2)
+def second(moment: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+
+
+def write_time(created: float, milliseconds: float) -> str:
+    return f"{second(int(created))}.{int(milliseconds):03d}Z"
+
+
 def add_time(_logger: object, _method: str, event: EventDict) -> EventDict:
     """When it was logged, not when it is written."""
     record: logging.LogRecord = event["_record"]
-    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return {"time": f"{moment}.{int(record.msecs):03d}Z", **event}
+    return {"time": write_time(record.created, record.msecs), **event}
+
+
+def add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:
+    known = request_id()
+    return event if known is None else {**event, "request_id": known}
 
 
 def tell_error(_logger: object, _method: str, event: EventDict) -> EventDict:
@@ -134,63 +149,103 @@ def of_request(request_id: str | None) -> Iterator[None]:
     if request_id is None:
         yield
         return
-    with bound_contextvars(request_id=request_id):
+    token = _request_id.set(request_id)
+    try:
         yield
+    finally:
+        _request_id.reset(token)
+
+
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def request_id() -> str | None:
     """Of the request that is being answered, or whose job is being done."""
-    return get_contextvars().get("request_id")
+    return _request_id.get()
+
+
+Observe = Callable[[Any, int | None, float], None]
 
 
 class AccessLog:
     """ASGI middleware: gives each request its id, and `X-Request-Id` to the answer.
 
     It logs one line for each request, and one for each WebSocket when it ends; health checks and metrics at debug.
+    `observe` is told of it as well: its scope, the status, and how many seconds it took.
     """
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: App, observe: Observe | None = None) -> None:
         self.app = app
+        self.observe = observe
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        facts: dict[str, Any] = {"status": None}
-        own_id = secrets.token_hex(8)
+        status: int | None = None
+        own_id = os.urandom(8).hex()
 
         async def watched_send(message: Message) -> None:
-            note(facts, message)
-            if message["type"] in {"http.response.start", "websocket.accept"}:
+            nonlocal status
+            kind = message["type"]
+            if kind == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id.encode())]
+            elif kind == "websocket.accept":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", own_id.encode())]
+            elif kind == "websocket.close":
+                status = status or message.get("code", 1005)
             await send(message)
 
         async def watched_receive() -> Message:
+            nonlocal status
             message = await receive()
-            note(facts, message)
+            if message["type"] == "websocket.disconnect":
+                status = status or message.get("code", 1005)
             return message
 
-        with of_request(own_id):
-            try:
-                await self.app(scope, watched_receive, watched_send)
-            finally:
-                facts["ms"] = round((time.perf_counter() - started) * 1000, 1)
-                log_access(scope, facts)
-
-
-def note(facts: dict[str, Any], message: Message) -> None:
-    """Remember what the line will say: the status of an answer, or the code that a WebSocket was closed with."""
-    match message["type"]:
-        case "http.response.start":
-            facts["status"] = message["status"]
-        case "websocket.close" | "websocket.disconnect":
-            facts["status"] = facts["status"] or message.get("code", 1005)
+        token = _request_id.set(own_id)
+        try:
+            # What is read of a request says nothing of how it went.
+            await self.app(scope, receive if scope["type"] == "http" else watched_receive, watched_send)
+        finally:
+            seconds = time.perf_counter() - started
+            log_access(scope, {"status": status, "ms": round(seconds * 1000, 1)})
+            if self.observe:
+                self.observe(scope, status, seconds)
+            _request_id.reset(token)
 
 
 def log_access(scope: Message, facts: dict[str, Any]) -> None:
-    path = DOWNLOAD.sub("/download/…", scope["path"])[:MAX_PATH_CHARACTERS]
-    client = scope.get("client") or ("-",)
+    path: str = scope["path"]
     level = logging.DEBUG if path.startswith(("/health/", "/metrics")) else logging.INFO
-    method = scope.get("method", "WEBSOCKET")
-    access.log(level, "request", extra={"method": method, "path": path, "client": client[0], **facts})
+    if not access.isEnabledFor(level):
+        return
+    if "/download/" in path:
+        path = DOWNLOAD.sub("/download/…", path)
+    client = scope.get("client") or ("-",)
+    told = {
+        "method": scope.get("method", "WEBSOCKET"),
+        "path": path[:MAX_PATH_CHARACTERS],
+        "client": client[0],
+        **facts,
+    }
+    if not _json_lines:
+        access.log(level, "request", extra=told)
+        return
+    # The same line as the formatter's, without the way there: that took as long as the rest of a short request.
+    now = time.time()
+    begin = {
+        "time": write_time(now, now % 1 * 1000),
+        "level": "info" if level == logging.INFO else "debug",
+        "logger": access.name,
+        "request_id": request_id(),
+    }
+    for stream in _json_lines:
+        stream.write(write_json(begin | told | {"message": "request"}) + "\n")
+        stream.flush()
+
+
+# Where the lines of requests go at once: standard error, where `configure` was told `json`.
+_json_lines: list[TextIO] = []

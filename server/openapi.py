@@ -78,7 +78,7 @@ SCHEMES = {
     "jwt": (
         "JWT",
         "A JWT of the issuer that `JWT_ISSUER` names, such as Supabase. Its first one makes the user; nothing in it but"
-        " `iss`, `sub`, and at first sight `name` and `email`, is used.",
+        " `iss`, `sub`, and at first sight the name and `email`, is used.",
     ),
 }
 OTHER_SCHEMES = {"metrics": ("METRICS_TOKEN", "The token of the setting `METRICS_TOKEN`.")}
@@ -119,6 +119,15 @@ FILE_NAME = {
 def sample(size: int) -> str:
     return base64.b64encode(bytes(position % 256 for position in range(size))).decode()
 
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": 100, "default": 50},
+    "group_id": {"type": "string", "format": "uuid"},
+    "user_id": {"type": "string", "format": "uuid"},
+    "id": {"type": "string", "format": "uuid"},
+    "role": {"type": "string", "enum": ["decider", "requester"]},
+    "sealed": {"type": "string", "enum": ["true", "false"], "default": "false"},
+}
 
 TIMES = {"created_at", "sealed_at", "decided_at", "revoked_at", "last_used_at", "disabled_at", "at", "expires"}
 
@@ -291,7 +300,15 @@ def describe(operation: dict[str, Any]) -> dict[str, Any]:
         "description": "Anything else: problem details",
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
+    if "parameters" in operation:
+        operation = operation | {"parameters": [describe_parameter(field) for field in operation["parameters"]]}
     return {"description": f"{operation['summary']}."} | operation | {"responses": responses}
+
+
+def describe_parameter(field: dict[str, Any]) -> dict[str, Any]:
+    """What handlers read as text, to say themselves what is wrong with it."""
+    is_text = "oneOf" in field["schema"]
+    return field | {"schema": PARAMETERS[field["name"]]} if is_text and field["name"] in PARAMETERS else field
 
 
 def describe_answer(status: str, answer: dict[str, Any]) -> dict[str, Any]:
@@ -306,9 +323,13 @@ def describe_fields(schema: dict[str, Any]) -> dict[str, Any]:
     if "enum" in schema:
         return {name: value for name, value in schema.items() if name != "default"}  # of one parameter, not of all
     fields = schema["properties"]
-    return schema | {
-        "properties": fields | {name: with_format(fields[name], "date-time") for name in fields.keys() & TIMES}
-    }
+    # What is sent has to have these fields and no others; what is answered may have more in later versions.
+    closed = {"additionalProperties": False} if schema["title"].endswith(("In", "Patch")) else {}
+    return (
+        schema
+        | closed
+        | {"properties": fields | {name: with_format(fields[name], "date-time") for name in fields.keys() & TIMES}}
+    )
 
 
 def with_format(field: dict[str, Any], text_format: str) -> dict[str, Any]:

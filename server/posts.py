@@ -6,8 +6,9 @@
 What is acknowledged is in Postgres, as a draft or sealed, and nothing in between is ever visible.
 """
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -15,7 +16,8 @@ import asyncpg
 import msgspec
 import uuid_utils.compat
 
-from server import attachments, audit, database, events, requests
+from server import attachments, audit, credentials, database, events, requests
+from server.credentials import stands
 from server.errors import (
     GroupNotFound,
     IdTaken,
@@ -52,7 +54,7 @@ _ACCESS = f"""
     CASE
         WHEN p.status = 'failed' THEN 'failed'
         WHEN p.status = 'pending' THEN 'sealing'
-        WHEN s.public_key_ids IS NOT NULL THEN 'readable'
+        WHEN s.sealed_keys IS NOT NULL THEN 'readable'
         WHEN EXISTS (SELECT 1 FROM read_post_request r
             WHERE r.post = p.id AND r."user" = $1 AND r.status = 'pending') THEN 'requested'
         WHEN EXISTS (SELECT 1 FROM read_post_request r WHERE r.post = p.id AND r."user" = $1
@@ -61,17 +63,63 @@ _ACCESS = f"""
         WHEN EXISTS (SELECT 1 FROM post_keys k
             WHERE k.post = p.id AND k.public_key = ANY({_MY_REVOKED_KEYS})) THEN 'key_revoked'
         ELSE 'not_granted'
-    END AS access"""
+    END"""
+
+
+def _quoted(value: str) -> str:
+    return f"coalesce('\"' || {value} || '\"', 'null')"
+
+
+def _base64(value: str) -> str:
+    # Postgres breaks lines after 76 characters. `translate` would take ten times as long as `replace`.
+    return f"replace(encode({value}, 'base64'), E'\\n', '')"
+
+
+def _base64_of_32(value: str) -> str:
+    return f"encode({value}, 'base64')"
+
+
+def _time(value: str) -> str:
+    return f"to_char({value} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+
+
+def _json(sealed_keys: str, access: str, *more: str) -> str:
+    """SQL: post p as JSON text, as the API shows it.
+
+    Made by Postgres, because a page of posts as rows, then as objects, then as JSON is what most of its time went to.
+    Ids, base64, times and fixed words are all there is in a post, so nothing in it needs escaping.
+    """
+    fields = {
+        "id": _quoted("p.id"),
+        "group_id": _quoted('p."group"'),
+        "author_id": _quoted("p.author"),
+        "status": _quoted("p.status"),
+        "sealed_by": _quoted("p.sealed_by"),
+        "heading": _quoted(_base64("p.heading")),
+        "content_hash": _quoted(_base64_of_32("p.content_hash")),
+        "commitment": _quoted(_base64_of_32("p.commitment")),
+        "signature": _quoted(_base64("p.signature")),
+        "signing_key_id": _quoted("p.signing_key"),
+        "failure": _quoted("p.failure"),
+        "sealed_keys": f"'[', {sealed_keys}, ']'",
+        "access": _quoted(access),
+        "created_at": _quoted(_time("p.created_at")),
+        "sealed_at": _quoted(_time("p.sealed_at")),
+    } | {name: _quoted(_base64(f"p.{name}")) for name in more}
+    # In the order of the API's struct, whose first fields are these.
+    return "concat('{', " + ", ',', ".join(f"'\"{name}\":', {value}" for name, value in fields.items()) + ", '}')"
+
+
 _SEALED_KEYS = f"""
     LEFT JOIN LATERAL (
-        SELECT array_agg(k.public_key) AS public_key_ids, array_agg(k.encrypted_key) AS sealed_keys
+        SELECT string_agg(
+            concat('{{"public_key_id":"', k.public_key, '","sealed_key":"', {_base64("k.encrypted_key")}, '"}}'), ','
+        ) AS sealed_keys
         FROM post_keys k WHERE k.post = p.id AND k.public_key = ANY({_MY_KEYS})
     ) s ON TRUE"""
-_LISTED = (
-    'p.id, p."group" AS group_id, p.author AS author_id, p.status, p.sealed_by, p.heading, p.content_hash,'
-    " p.commitment, p.signature, p.signing_key AS signing_key_id, p.failure, p.created_at, p.sealed_at,"
-    f" s.public_key_ids, s.sealed_keys, {_ACCESS}"
-)
+_HEAD = f"p.id, p.created_at, {_json('s.sealed_keys', _ACCESS)} AS json"
+_WHOLE = f"p.id, p.created_at, {_json('s.sealed_keys', _ACCESS, 'content')} AS json"
+_NEW = f"p.id, p.created_at, {_json('NULL', chr(39) + 'sealing' + chr(39), 'content')} AS json"
 _MEMBERSHIP = 'user_group_association mine ON mine."group" = p."group" AND mine."user" = $1'
 # The keys that a post of group $1 is sealed to.
 _RECIPIENTS = (
@@ -89,17 +137,22 @@ async def check_member(caller_id: UUID, group_id: UUID) -> None:
         raise GroupNotFound
 
 
-async def lock_group(caller_id: UUID, group_id: UUID) -> None:
-    """The caller's row, then the group FOR SHARE, then the membership in a new statement. Raises GroupNotFound."""
-    member = await database.fetchval(
-        'SELECT TRUE FROM users u JOIN user_group_association m ON m."user" = u.id'
-        ' WHERE u.id = $1 AND m."group" = $2 FOR KEY SHARE OF u',
-        *(caller_id, group_id),
-    )
-    if not member:
+_LOCK_GROUP = (
+    'SELECT TRUE FROM users u JOIN user_group_association m ON m."user" = u.id'
+    ' JOIN user_groups g ON g.id = m."group"'
+    f' WHERE u.id = $1 AND m."group" = $2 AND {stands("$3")} FOR KEY SHARE OF u FOR SHARE OF g'
+)
+
+
+async def lock_group(caller_id: UUID, group_id: UUID, unproven: UUID | None = None) -> None:
+    """The caller's row, then the group FOR SHARE. Raises GroupNotFound.
+
+    Rows are locked in the order in which they are named. The membership may have ended while the group was waited for:
+    whoever goes on asks for it in a new statement.
+    """
+    locked = await database.fetchval(_LOCK_GROUP, caller_id, group_id, unproven)
+    if not locked:
         raise GroupNotFound
-    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
-    await check_member(caller_id, group_id)
 
 
 async def publish(
@@ -111,6 +164,7 @@ async def publish(
     post_id: UUID | None,
     worker_public_key: bytes,
     mac_key: bytes,
+    unproven: UUID | None = None,
 ) -> tuple[asyncpg.Record, bool]:
     """Accept a post for the workers to seal; the post, and whether it is new.
 
@@ -127,24 +181,35 @@ async def publish(
     ids = sealing_posts.PostIds(post_id or uuid_utils.compat.uuid7(), group_id, author_id)
     draft = drafts.seal_draft(ids, title, content, list(attachment_ids), worker_public_key)
     async with database.transaction():
-        await lock_group(author_id, group_id)
+        await lock_group(author_id, group_id, unproven)
         if post_id is not None:
             await requests.keep_post(post_id)
-        new = await database.fetchval(
-            'INSERT INTO posts (id, "group", author, status, sealed_by, draft, request_mac)'
-            " SELECT $1, $2, $3, 'pending', 'server', $4, $5"
-            " WHERE NOT EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1) ON CONFLICT (id) DO NOTHING RETURNING id",
-            *(ids.post, group_id, author_id, draft, mac),
-        )
+        new = await database.fetchrow(_PUBLISH, ids.post, group_id, author_id, draft, mac)
         if new is None:
+            await check_member(author_id, group_id)
             if not await is_repeated(ids, mac):
                 raise IdTaken
-        else:
-            await attachments.attach(author_id, ids.post, attachment_ids, "server")
-            if not await _has_recipients(group_id):
-                raise NoRecipients
-            await audit.record("post.created", actor=author_id, group=group_id, post_id=ids.post, sealed_by="server")
-        return await read(author_id, ids.post), new is not None
+            return await read(author_id, ids.post), False
+        await attachments.attach(author_id, ids.post, attachment_ids, "server")
+        if not new["has_recipients"]:
+            raise NoRecipients
+        return new, True
+
+
+_NEW_IDS = "jsonb_build_object('post_id', id, 'sealed_by', 'server')"
+# A draft, and that it was made. `lock_group` has run, and this sees what was committed until then.
+_PUBLISH = f"""
+    WITH new AS (
+        INSERT INTO posts AS p (id, "group", author, status, sealed_by, draft, request_mac)
+        SELECT $1, $2, $3, 'pending', 'server', $4, $5
+        WHERE EXISTS (SELECT 1 FROM user_group_association m WHERE m."user" = $3 AND m."group" = $2)
+        AND NOT EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1)
+        ON CONFLICT (id) DO NOTHING RETURNING {_NEW}
+    ), recorded AS (
+        {audit.insertion("post.created", actor="$3", group="$2", ids=_NEW_IDS, source="new")}
+    )
+    SELECT new.*, EXISTS (SELECT 1 {_RECIPIENTS.replace("$1", "$2")}) AS has_recipients FROM new
+"""
 
 
 async def is_repeated(ids: sealing_posts.PostIds, mac: bytes) -> bool:
@@ -168,26 +233,45 @@ async def _has_recipients(group_id: UUID) -> bool:
     return bool(found)
 
 
-async def read(caller_id: UUID, post_id: UUID) -> asyncpg.Record:
-    """A post of one of the caller's groups, whole. Raises PostNotFound."""
-    row = await database.fetchrow(
-        f"SELECT {_LISTED}, p.content FROM posts p JOIN {_MEMBERSHIP} {_SEALED_KEYS} WHERE p.id = $2",
-        *(caller_id, post_id),
-    )
+# Put together once: as long as they are, they would take as long as the rest of a call.
+_READ = f"SELECT {_WHOLE} FROM posts p JOIN {_MEMBERSHIP} {_SEALED_KEYS} WHERE p.id = $2 AND {stands('$3')}"
+_PAGE_OF_GROUP = f"""
+    SELECT {_HEAD} FROM posts p JOIN {_MEMBERSHIP} {_SEALED_KEYS}
+    WHERE p."group" = $2 AND (p.created_at, p.id) < ($3, $4) AND {stands("$6")}
+    ORDER BY p.created_at DESC, p.id DESC LIMIT $5
+"""
+_PAGE_OF_ALL = f"""
+    SELECT {_HEAD} FROM (
+        SELECT newest.* FROM user_group_association m CROSS JOIN LATERAL (
+            SELECT * FROM posts q WHERE q."group" = m."group" AND (q.created_at, q.id) < ($2, $3)
+            ORDER BY q.created_at DESC, q.id DESC LIMIT $4
+        ) newest WHERE m."user" = $1 ORDER BY newest.created_at DESC, newest.id DESC LIMIT $4
+    ) p {_SEALED_KEYS} ORDER BY p.created_at DESC, p.id DESC
+"""
+
+
+async def read(caller_id: UUID, post_id: UUID, unproven: UUID | None = None) -> asyncpg.Record:
+    """A post of one of the caller's groups, whole: its `id`, `created_at` and `json`. Raises PostNotFound.
+
+    To whom a credential that is `unproven` does not stand for, nothing is there, here and in the lists.
+    """
+    row = await database.fetchrow(_READ, *(caller_id, post_id, unproven))
     if row is None:
         raise PostNotFound
     return row
 
 
-async def list_of_group(caller_id: UUID, group_id: UUID, page: Page) -> list[asyncpg.Record]:
+async def list_of_group(
+    caller_id: UUID, group_id: UUID, page: Page, unproven: UUID | None = None
+) -> list[asyncpg.Record]:
     """One row more than the page, without contents. Raises GroupNotFound."""
     rows = await database.fetch(
-        f"SELECT {_LISTED} FROM posts p JOIN {_MEMBERSHIP} {_SEALED_KEYS}"
-        ' WHERE p."group" = $2 AND (p.created_at, p.id) < ($3, $4)'
-        " ORDER BY p.created_at DESC, p.id DESC LIMIT $5",
-        *(caller_id, group_id, page.created_before, page.id_before, page.limit + 1),
+        _PAGE_OF_GROUP,
+        *(caller_id, group_id, page.created_before, page.id_before, page.limit + 1, unproven),
     )
     if not rows:
+        if unproven:
+            await credentials.prove(unproven)
         await check_member(caller_id, group_id)
     return rows
 
@@ -195,14 +279,7 @@ async def list_of_group(caller_id: UUID, group_id: UUID, page: Page) -> list[asy
 async def list_all(caller_id: UUID, page: Page) -> list[asyncpg.Record]:
     """One row more than the page, without contents, of all the caller's groups."""
     return await database.fetch(
-        f"""
-        SELECT {_LISTED} FROM (
-            SELECT newest.* FROM user_group_association m CROSS JOIN LATERAL (
-                SELECT * FROM posts q WHERE q."group" = m."group" AND (q.created_at, q.id) < ($2, $3)
-                ORDER BY q.created_at DESC, q.id DESC LIMIT $4
-            ) newest WHERE m."user" = $1 ORDER BY newest.created_at DESC, newest.id DESC LIMIT $4
-        ) p {_SEALED_KEYS} ORDER BY p.created_at DESC, p.id DESC
-        """,
+        _PAGE_OF_ALL,
         *(caller_id, page.created_before, page.id_before, page.limit + 1),
     )
 
@@ -337,21 +414,36 @@ async def _check_own_keys(caller_id: UUID, sealed_keys: Sequence[OwnKey]) -> Non
 # ------------------------------------------------------------------------------------------------ sealing
 
 
-async def seal(post_id: UUID, worker_private_keys: Sequence[bytes], seal_many: SealMany) -> list[Event]:
+# To so many keys a post is sealed in well under a tenth of a second, for which a group may be locked.
+SEALED_UNDER_LOCK = 1000
+KEYS_AT_ONCE = 2000
+
+_TAKE = f"""
+    SELECT pg_try_advisory_xact_lock($2) AS is_ours, p.id, p."group", p.author, p.draft,
+        (SELECT count(*) FROM (SELECT 1 {_RECIPIENTS.replace("$1", 'p."group"')} LIMIT $3 + 1) few) > $3 AS is_for_many
+    FROM (SELECT) AS one LEFT JOIN posts p ON p.id = $1 AND p.status = 'pending'
+"""
+
+
+async def seal(
+    post_id: UUID,
+    worker_private_keys: Sequence[bytes],
+    seal_many: SealMany,
+    *,
+    sealed_under_lock: int = SEALED_UNDER_LOCK,
+) -> list[Event]:
     """Seal a pending post to every usable key of every member, and erase its draft; what to announce.
 
-    The many public-key operations run before the group is locked, so that a big group stays open to
-    others meanwhile; under the lock only those keys are sealed to that have come since. Does nothing
-    where there is nothing (more) to do. Raises SealingElsewhere.
+    For a big group half of the public-key operations run before the group is locked, so that it stays open to others
+    meanwhile. Under the lock the other half is sealed while the first is stored, which takes as long, and whatever key
+    has come since. Does nothing where there is nothing (more) to do. Raises SealingElsewhere.
     """
     async with database.transaction():
         # The lock goes with this transaction, so a worker that dies holds nobody up.
-        if not await database.fetchval("SELECT pg_try_advisory_xact_lock($1)", _lock_number(post_id)):
+        post = await database.fetchrow(_TAKE, post_id, _lock_number(post_id), sealed_under_lock)
+        if post is None or not post["is_ours"]:
             raise SealingElsewhere
-        post = await database.fetchrow(
-            "SELECT id, \"group\", author, draft FROM posts WHERE id = $1 AND status = 'pending'", post_id
-        )
-        if post is None:
+        if post["id"] is None:
             return []
         ids = sealing_posts.PostIds(post["id"], post["group"], post["author"])
         try:
@@ -362,18 +454,69 @@ async def seal(post_id: UUID, worker_private_keys: Sequence[bytes], seal_many: S
         except sealing_errors.DraftUnreadable:
             return await _fail(ids, "draft_unreadable")
         post_key = sealing_posts.new_post_key()
-        sealed = await _seal_to(await _recipients(ids.group), {}, post_key, seal_many)
+        early: dict[UUID, bytes | None] = {}
+        if post["is_for_many"]:
+            everyone = await _recipients(ids.group)
+            half = list(everyone)[: len(everyone) // 2]
+            sealed_half = await seal_many(post_key, [everyone[key_id] for key_id in half])
+            early = dict(zip(half, sealed_half, strict=True))
 
         if not await _lock_pending(ids):
             return []
-        recipients = await _recipients(ids.group)
-        sealed = await _seal_to(recipients, sealed, post_key, seal_many)
-        await _skip(key_id for key_id, sealed_key in sealed.items() if sealed_key is None)
-        if not any(sealed.values()):
+        rest = await _store_keys(ids, await _recipients(ids.group), early, post_key, seal_many)
+        if rest is None:
             return await _fail(ids, "no_recipients")
-        await _store(sealing_posts.seal_post(ids, draft.title, draft.content, files, post_key), ids, sealed)
-        await attachments.erase_drafts(ids.post)
-        return await events.record(sealed_event(ids))
+        if files:
+            await attachments.erase_drafts(ids.post)
+        post_now = sealing_posts.seal_post(ids, draft.title, draft.content, files, post_key)
+        return await _store(post_now, ids, rest)
+
+
+async def _store_keys(
+    ids: sealing_posts.PostIds,
+    recipients: dict[UUID, bytes],
+    early: dict[UUID, bytes | None],
+    post_key: bytes,
+    seal_many: SealMany,
+) -> dict[UUID, bytes] | None:
+    """Seal to those of `recipients` that are not among `early`, and store all but the last portion, which is returned.
+
+    None if there is not one key that can be sealed to.
+    """
+    known = {key_id: early[key_id] for key_id in recipients if key_id in early}
+    missing = [key_id for key_id in recipients if key_id not in early]
+    portions: asyncio.Queue[dict[UUID, bytes | None] | None] = asyncio.Queue()
+    for portion in _in_portions(list(known)):
+        portions.put_nowait({key_id: known[key_id] for key_id in portion})
+
+    async def seal_missing() -> None:
+        try:
+            for portion in _in_portions(missing):
+                sealed = await seal_many(post_key, [recipients[key_id] for key_id in portion])
+                portions.put_nowait(dict(zip(portion, sealed, strict=True)))
+        finally:
+            portions.put_nowait(None)
+
+    unusable: list[UUID] = []
+    last: dict[UUID, bytes] | None = None
+    sealing = asyncio.create_task(seal_missing())
+    try:
+        while (sealed := await portions.get()) is not None:
+            unusable += [key_id for key_id, sealed_key in sealed.items() if sealed_key is None]
+            usable = {key_id: sealed_key for key_id, sealed_key in sealed.items() if sealed_key is not None}
+            if usable and last:
+                await insert_keys(ids.post, last)
+            last = usable or last
+        await sealing
+    finally:
+        sealing.cancel()
+    await _skip(unusable)
+    return last
+
+
+def _in_portions(key_ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    for start in range(0, len(key_ids), KEYS_AT_ONCE):
+        yield key_ids[start : start + KEYS_AT_ONCE]
 
 
 async def _open_files(
@@ -401,21 +544,15 @@ async def _recipients(group_id: UUID) -> dict[UUID, bytes]:
     return {row["id"]: row["public_key"] for row in rows}
 
 
-async def _seal_to(
-    recipients: dict[UUID, bytes], done: dict[UUID, bytes | None], post_key: bytes, seal_many: SealMany
-) -> dict[UUID, bytes | None]:
-    """A sealed key, or None where that is impossible, for each of `recipients`; `done` saves work."""
-    missing = [key_id for key_id in recipients if key_id not in done]
-    if missing:
-        sealed = await seal_many(post_key, [recipients[key_id] for key_id in missing])
-        done = done | dict(zip(missing, sealed, strict=True))
-    return {key_id: done[key_id] for key_id in recipients}
+# The group, then the post: rows are locked in the order in which they are named.
+_LOCK_PENDING = (
+    'SELECT TRUE FROM user_groups g JOIN posts p ON p."group" = g.id'
+    " WHERE p.id = $1 AND g.id = $2 AND p.status = 'pending' FOR SHARE OF g FOR UPDATE OF p"
+)
 
 
 async def _lock_pending(ids: sealing_posts.PostIds) -> bool:
-    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", ids.group)
-    locked = await database.fetchval("SELECT TRUE FROM posts WHERE id = $1 AND status = 'pending' FOR UPDATE", ids.post)
-    return bool(locked)
+    return bool(await database.fetchval(_LOCK_PENDING, ids.post, ids.group))
 
 
 async def _skip(key_ids: Iterable[UUID]) -> None:
@@ -425,23 +562,33 @@ async def _skip(key_ids: Iterable[UUID]) -> None:
         await database.execute("UPDATE user_keys SET unusable_at = now() WHERE id = $1", key_id)
 
 
-async def _store(post: sealing_posts.SealedPost, ids: sealing_posts.PostIds, sealed: dict[UUID, bytes | None]) -> None:
+_INSERT_KEYS = """
+    INSERT INTO post_keys (post, public_key, encrypted_key)
+    SELECT $1, k.id, k.sealed FROM unnest($2::uuid[], $3::bytea[]) AS k (id, sealed)
+"""
+_STORE = f"""
+    WITH sealed AS (
+        UPDATE posts SET status = 'sealed', draft = NULL, heading = $4, content = $5, content_hash = $6,
+            commitment = $7, sealed_at = now() WHERE id = $1
+    ), keys AS ({_INSERT_KEYS})
+    {events.INSERT.format("$8", "$9", "$10")}
+"""
+
+
+async def _store(post: sealing_posts.SealedPost, ids: sealing_posts.PostIds, sealed: dict[UUID, bytes]) -> list[Event]:
+    event = sealed_event(ids)
     await database.execute(
-        "UPDATE posts SET status = 'sealed', draft = NULL, heading = $2, content = $3, content_hash = $4,"
-        " commitment = $5, sealed_at = now() WHERE id = $1",
-        *(ids.post, post.heading, post.content, post.content_hash, post.commitment),
+        _STORE,
+        *(ids.post, list(sealed), list(sealed.values())),
+        *(post.heading, post.content, post.content_hash, post.commitment),
+        *event,
     )
-    usable = {key_id: sealed_key for key_id, sealed_key in sealed.items() if sealed_key is not None}
-    await insert_keys(ids.post, usable)
+    return [event]
 
 
 async def insert_keys(post_id: UUID, sealed_keys: dict[UUID, bytes]) -> None:
     """The keys that a sealing makes, by the ids of the public keys that they are sealed to."""
-    await database.execute(
-        "INSERT INTO post_keys (post, public_key, encrypted_key)"
-        " SELECT $1, k.id, k.sealed FROM unnest($2::uuid[], $3::bytea[]) AS k (id, sealed)",
-        *(post_id, list(sealed_keys), list(sealed_keys.values())),
-    )
+    await database.execute(_INSERT_KEYS, post_id, list(sealed_keys), list(sealed_keys.values()))
 
 
 def sealed_event(ids: sealing_posts.PostIds) -> Event:

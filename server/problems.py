@@ -1,14 +1,15 @@
 """Errors to answers: RFC 9457 problem details on every path. Clients switch on `code`."""
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
-from litestar import Response
+from litestar import Litestar, Response
 from litestar.connection import Request
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, InternalServerException, ValidationException
 
-from server import database, logs
+from server import auth, database, logs
 from server.errors import (
     Conflict,
     DomainError,
@@ -47,14 +48,24 @@ CODES = {
     HTTPStatus.NOT_FOUND: "route_not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.NOT_ACCEPTABLE: "not_acceptable",
+    HTTPStatus.REQUEST_TIMEOUT: "request_timeout",
     HTTPStatus.LENGTH_REQUIRED: "length_required",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
     HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "range_not_satisfiable",
+    # This one is answered before there is a request: `server.connections`.
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "head_too_large",
     HTTPStatus.INTERNAL_SERVER_ERROR: "internal_error",
 }
 
 RETRY_AFTER_S = 1
+
+# Litestar's words where a body ends because nobody is there any more. For logs and metrics, which should not take that
+# for a fault of ours, it gets the status that nginx gave it; it is sent to nobody.
+CLIENT_LEFT = "client disconnected prematurely"
+CLIENT_CLOSED_REQUEST = 499
+# And those in which it names a parameter that is not there, which it tells nowhere else.
+MISSING = re.compile(r"Missing required query parameter '([^']+)'")
 
 
 def problem(
@@ -67,7 +78,26 @@ def problem(
         "detail": detail,
         "code": code,
     } | facts
-    return Response(content, status_code=status, media_type=MEDIA_TYPE, headers=headers or {})
+    return Problem(content, status_code=status, media_type=MEDIA_TYPE, headers=headers or {})
+
+
+class Problem(Response[Any]):
+    """To a caller who is yet to prove itself it says nothing but 401, unless the credential turns out to stand."""
+
+    def to_asgi_response(self, app: Litestar | None, request: Request[Any, Any, Any], **options: Any) -> Any:
+        answer = super().to_asgi_response(app, request, **options)
+
+        async def proven_first(scope: Any, receive: Any, send: Any) -> None:
+            told = answer
+            try:
+                await auth.prove(request)
+            except Unauthenticated as error:
+                told = answer_domain_error(request, error).to_asgi_response(app, request, **options)
+            except database.UNAVAILABLE:
+                told = answer_domain_error(request, Unavailable()).to_asgi_response(app, request, **options)
+            await told(scope, receive, send)
+
+        return proven_first if "unproven" in request.scope.get("state", {}) else answer
 
 
 def answer_domain_error(_: Request[Any, Any, Any], error: DomainError) -> Response[Any]:
@@ -79,6 +109,9 @@ def answer_domain_error(_: Request[Any, Any, Any], error: DomainError) -> Respon
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, FileTooLarge):
+        # What else comes of it is of no use.
+        headers["Connection"] = "close"
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.facts['size']}"
     return problem(status, error.code, error.detail, headers, **error.facts)
@@ -98,13 +131,25 @@ def answer_http_error(request: Request[Any, Any, Any], error: HTTPException) -> 
     if isinstance(error, ValidationException):
         return answer_misfit(request, error)
     status = HTTPStatus(error.status_code)
-    headers = {name: value for name, value in (error.headers or {}).items() if name.lower() in {"allow", "retry-after"}}
+    given = {name.lower(): value for name, value in (error.headers or {}).items()}
+    headers: dict[str, str] = {name: given[name] for name in ("allow", "retry-after") if name in given}
+    if "allow" in headers:
+        # See `server.head`.
+        headers["allow"] = re.sub(r"\bGET\b", "GET, HEAD", headers["allow"])
     return problem(status, CODES.get(status, status.phrase.lower().replace(" ", "_")), status.description, headers)
+
+
+def answer_internal_error(request: Request[Any, Any, Any], error: InternalServerException) -> Response[Any]:
+    if error.detail == CLIENT_LEFT:
+        return Response(None, status_code=CLIENT_CLOSED_REQUEST)
+    return answer_http_error(request, error)
 
 
 def answer_misfit(request: Request[Any, Any, Any], error: ValidationException) -> Response[Any]:
     """A query parameter that does not fit, or no body where one is needed."""
     misfits = error.extra if isinstance(error.extra, list) else []
+    if missing := MISSING.match(error.detail):
+        misfits = [{"key": missing[1], "message": "is needed"}]
     if any(misfit.get("source") == "body" or misfit.get("key") == "data" for misfit in misfits):
         return answer_domain_error(request, Malformed())
     return answer_domain_error(
@@ -127,6 +172,7 @@ def answer_unexpected(_: Request[Any, Any, Any], error: Exception) -> Response[A
 HANDLERS: dict[type[Exception] | int, Any] = {
     DomainError: answer_domain_error,
     HTTPException: answer_http_error,
+    InternalServerException: answer_internal_error,
     Exception: answer_unexpected,
     **dict.fromkeys((kind for kind in database.UNAVAILABLE if issubclass(kind, Exception)), answer_unavailable),
 }

@@ -36,6 +36,7 @@ from redis.asyncio import Redis
 from server import database, usage
 from server.breaker import Breaker, RedisAway
 from server.errors import QuotaExceeded
+from server.loops import Loop
 from server.settings import Settings
 from server.usage import Counts, Kind, UserDay
 
@@ -256,21 +257,19 @@ class Quotas:
         self._clock = clock
         # How far that of Redis is ahead.
         self._clock_ahead_s = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self.loop = Loop("quotas", self._flush_for_ever)
 
     async def __aenter__(self) -> Self:
         with suppress(RedisAway):
             # An empty batch: only to see Redis' clock before anything is counted by it.
             await self._send_batch()
-        self._task = asyncio.create_task(self._flush_for_ever(), name="quotas")
+        await self.loop.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self.loop.__aexit__(kind, error, trace)
         await self.flush()
         if self._batch or self._counts:
             logger.warning("what was counted and could not be brought to Redis is lost")
@@ -299,7 +298,7 @@ class Quotas:
 
     async def take_request(self, user_id: UUID, opt: Mapping[str, object]) -> None:
         """`take` a request, but for handlers with NEVER_REFUSED in their `opt`: there it only counts."""
-        if NEVER_REFUSED.items() <= opt.items():
+        if not self.limits.requests or "never_refused" in opt:
             self.count(user_id, "requests")
         else:
             await self.take(user_id, "requests")
@@ -324,7 +323,8 @@ class Quotas:
         """Count without asking; the day's number. Redis hears of it within about FLUSH_EVERY_S."""
         day = usage.day_number(self._now() if at is None else at) if day is None else day
         key = (day, user_id)
-        self._counts[key] = self._counts.get(key, NOTHING).plus(NOTHING._replace(**{kind: amount}))
+        counts = self._counts.get(key, NOTHING)
+        self._counts[key] = counts._replace(**{kind: getattr(counts, kind) + amount})
         return day
 
     async def give_back(self, user_id: UUID, kind: Kind, amount: int, day: int) -> None:

@@ -16,6 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from server import audit, database, events
+from server.credentials import stands
 from server.errors import (
     AlreadyDecided,
     AlreadyReadable,
@@ -77,33 +78,40 @@ _MEMBERSHIP = 'user_group_association mine ON mine."group" = r."group" AND mine.
 _IS_MEMBER = '(SELECT TRUE FROM user_group_association mine WHERE mine."group" = r."group" AND mine."user" = $1)'
 
 
-async def ask(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> tuple[asyncpg.Record, bool, list[Event]]:
+async def ask(
+    requester_id: UUID, post_id: UUID, key_id: UUID | None, unproven: UUID | None = None
+) -> tuple[asyncpg.Record, bool, list[Event]]:
     """The request, whether it is new, and what to announce.
 
-    Raises PostNotFound, KeyNotFound, NotSealed, AlreadyReadable, AlreadyRequested, RecentlyDenied, NoKey.
+    For a credential that is `unproven` and does not stand no post is there. Raises PostNotFound, KeyNotFound,
+    NotSealed, AlreadyReadable, AlreadyRequested, RecentlyDenied, NoKey.
     """
     async with database.transaction():
-        await lock_group_of_post(requester_id, post_id)
-        await keep_post(post_id)
+        if not await database.fetchval(_LOCK_TO_ASK, requester_id, post_id, unproven):
+            raise PostNotFound
         state = await _state(requester_id, post_id, key_id)
-        chosen = _choose_key(state, key_id)
-        if state["pending_id"] is None:
-            new_id = await database.fetchval(
-                'INSERT INTO read_post_request (post, "group", "user", public_key, status)'
-                " VALUES ($1, $2, $3, $4, 'pending') ON CONFLICT DO NOTHING RETURNING id",
-                *(post_id, state["group_id"], requester_id, chosen),
-            )
-        else:
+        _check_asking(state, key_id)
+        if state["pending_id"] is not None:
             return await _row(state["pending_id"]), False, []
-        if new_id is not None:
-            row = await _row(new_id)
-            await audit.record(
-                "read_request.created", actor=requester_id, group=row["group_id"], request_id=new_id, post_id=post_id
-            )
-            deciders = (await _deciders([new_id])).get(new_id, [])
-            return row, True, await events.record(*_created(row, deciders))
+        announced = _created(state, state["deciders"])
+        is_new = await database.fetchval(
+            _ASK,
+            *(state["id"], post_id, state["group_id"], requester_id, state["public_key_id"]),
+            *(announced[0] if announced else (None, None, None)),
+        )
+        if is_new:
+            return state, True, announced
     # Another request of the same user came in between: now it is there to be found.
-    return await ask(requester_id, post_id, key_id)
+    return await ask(requester_id, post_id, key_id, unproven)
+
+
+# The requester's row, the post's group, the post: locked in the order in which they are named. Of a post that is being
+# deleted nothing is left once that is through.
+_LOCK_TO_ASK = (
+    'SELECT TRUE FROM posts p JOIN user_group_association m ON m."group" = p."group" JOIN users u ON u.id = m."user"'
+    ' JOIN user_groups g ON g.id = p."group"'
+    f" WHERE u.id = $1 AND p.id = $2 AND {stands('$3')} FOR KEY SHARE OF u FOR SHARE OF g FOR KEY SHARE OF p"
+)
 
 
 async def lock_group_of_post(member_id: UUID, post_id: UUID) -> None:
@@ -130,43 +138,80 @@ async def keep_post(post_id: UUID) -> None:
     await database.execute("SELECT 1 FROM posts WHERE id = $1 FOR KEY SHARE", post_id)
 
 
-async def _state(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> asyncpg.Record:
-    """All that decides about asking, in one statement after the lock."""
-    row = await database.fetchrow(
-        f"""
-        SELECT p.status, p."group" AS group_id, {holds("$1", "p.id")} AS is_readable,
-            (SELECT k.id FROM user_keys k WHERE k."user" = $1 AND NOT k.is_revoked AND k.id = coalesce($3, k.id)
-             ORDER BY k.created_at DESC, k.id DESC LIMIT 1) AS key_id,
-            EXISTS (SELECT 1 FROM user_keys k WHERE k."user" = $1 AND k.id = $3) AS knows_key,
-            w.id AS pending_id, w.public_key AS pending_key_id,
-            (SELECT max(d.decided_at) + interval '1 day' FROM read_post_request d WHERE d.post = p.id
-             AND d."user" = $1 AND d.status = 'denied' AND d.decided_at > now() - interval '1 day') AS retry_at
-        FROM posts p JOIN user_group_association m ON m."group" = p."group" AND m."user" = $1
-        LEFT JOIN read_post_request w ON w.post = p.id AND w."user" = $1 AND w.status = 'pending'
-        WHERE p.id = $2
-        """,
-        *(requester_id, post_id, key_id),
+# SQL over requests r, each with its post and that post's author, none of which needs to be stored yet.
+_NAMED = f"""
+    SELECT r.id, m."user" FROM r JOIN user_group_association m ON m."group" = r."group" AND m.role = 'owner'
+    WHERE m."user" <> r."user" AND {holds(_MEMBER, "r.post")}
+    UNION
+    SELECT r.id, m."user" FROM r JOIN user_group_association m ON m."group" = r."group" AND m."user" = r.author
+    WHERE m."user" <> r."user" AND {holds(_MEMBER, "r.post")}
+"""
+_DECIDERS = f"""
+    SELECT id, "user" FROM named
+    UNION ALL
+    SELECT r.id, m."user" FROM r JOIN user_group_association m ON m."group" = r."group"
+    WHERE NOT EXISTS (SELECT 1 FROM named WHERE named.id = r.id)
+    AND m."user" <> r."user" AND {holds(_MEMBER, "r.post")}
+"""
+
+# All that decides about asking, and all that the answer and the frame say of a request that is yet to be stored.
+_STATE = f"""
+    WITH r AS MATERIALIZED (
+        SELECT uuidv7() AS id, $1 AS "user", p.id AS post, p."group", p.author, p.status
+        FROM posts p JOIN user_group_association m ON m."group" = p."group" AND m."user" = $1 WHERE p.id = $2
+    ), named AS MATERIALIZED ({_NAMED})
+    SELECT r.id, r.post AS post_id, r."group" AS group_id, r."user" AS requester_id, u.name AS requester_name,
+        k.id AS public_key_id, k.public_key, k.verify_key, 'pending' AS status, now() AS created_at,
+        NULL::timestamptz AS decided_at, NULL::uuid AS decided_by,
+        r.status AS post_status, {holds("$1", "r.post")} AS is_readable,
+        EXISTS (SELECT 1 FROM user_keys own WHERE own."user" = $1 AND own.id = $3) AS knows_key,
+        w.id AS pending_id, w.public_key AS pending_key_id,
+        (SELECT max(d.decided_at) + interval '1 day' FROM read_post_request d WHERE d.post = r.post
+         AND d."user" = $1 AND d.status = 'denied' AND d.decided_at > now() - interval '1 day') AS retry_at,
+        ARRAY(SELECT d."user" FROM ({_DECIDERS}) d) AS deciders
+    FROM r JOIN users u ON u.id = r."user"
+    LEFT JOIN read_post_request w ON w.post = r.post AND w."user" = $1 AND w.status = 'pending'
+    LEFT JOIN LATERAL (
+        SELECT * FROM user_keys own WHERE own."user" = $1 AND NOT own.is_revoked AND own.id = coalesce($3, own.id)
+        ORDER BY own.created_at DESC, own.id DESC LIMIT 1
+    ) k ON TRUE
+"""
+_ASK_IDS = "jsonb_build_object('request_id', $1, 'post_id', $2)"
+_ASK = f"""
+    WITH new AS (
+        INSERT INTO read_post_request (id, post, "group", "user", public_key, status)
+        VALUES ($1, $2, $3, $4, $5, 'pending') ON CONFLICT DO NOTHING RETURNING id
+    ), recorded AS (
+        {audit.insertion("read_request.created", actor="$4", group="$3", ids=_ASK_IDS, source="new")}
+    ), told AS (
+        INSERT INTO outbox (id, channels, frame) SELECT $6, $7, $8 FROM new WHERE $6::uuid IS NOT NULL
+        ON CONFLICT DO NOTHING
     )
+    SELECT TRUE FROM new
+"""
+
+
+async def _state(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> asyncpg.Record:
+    """In one statement after the lock. Raises PostNotFound."""
+    row = await database.fetchrow(_STATE, requester_id, post_id, key_id)
     if row is None:
         raise PostNotFound
     return row
 
 
-def _choose_key(state: asyncpg.Record, named_key_id: UUID | None) -> UUID:
+def _check_asking(state: asyncpg.Record, named_key_id: UUID | None) -> None:
     if named_key_id is not None and not state["knows_key"]:
         raise KeyNotFound
-    if state["status"] != "sealed":
+    if state["post_status"] != "sealed":
         raise NotSealed
     if state["is_readable"]:
         raise AlreadyReadable
-    if state["pending_id"] is not None and state["pending_key_id"] != state["key_id"]:
+    if state["pending_id"] is not None and state["pending_key_id"] != state["public_key_id"]:
         raise AlreadyRequested(request_id=state["pending_id"])
     if state["pending_id"] is None and state["retry_at"] is not None:
         raise RecentlyDenied(retry_at=events.timestamp(state["retry_at"]))
-    if state["key_id"] is None:
+    if state["public_key_id"] is None:
         raise NoKey
-    key_id: UUID = state["key_id"]
-    return key_id
 
 
 async def _row(request_id: UUID) -> asyncpg.Record:
@@ -182,19 +227,8 @@ async def _deciders(request_ids: Sequence[UUID]) -> dict[UUID, list[UUID]]:
         WITH r AS MATERIALIZED (
             SELECT q.id, q."user", q.post, q."group", p.author
             FROM read_post_request q JOIN posts p ON p.id = q.post WHERE q.id = ANY($1)
-        ), named AS MATERIALIZED (
-            SELECT r.id, m."user" FROM r JOIN user_group_association m ON m."group" = r."group" AND m.role = 'owner'
-            WHERE m."user" <> r."user" AND {holds(_MEMBER, "r.post")}
-            UNION
-            SELECT r.id, m."user" FROM r
-            JOIN user_group_association m ON m."group" = r."group" AND m."user" = r.author
-            WHERE m."user" <> r."user" AND {holds(_MEMBER, "r.post")}
-        )
-        SELECT id, "user" FROM named
-        UNION ALL
-        SELECT r.id, m."user" FROM r JOIN user_group_association m ON m."group" = r."group"
-        WHERE NOT EXISTS (SELECT 1 FROM named WHERE named.id = r.id)
-        AND m."user" <> r."user" AND {holds(_MEMBER, "r.post")}
+        ), named AS MATERIALIZED ({_NAMED})
+        {_DECIDERS}
         """,
         list(request_ids),
     )

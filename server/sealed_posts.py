@@ -53,6 +53,7 @@ async def publish(author_id: UUID, post: SealedPost, mac_key: bytes) -> tuple[as
     ids = sealing_posts.PostIds(post.id, post.group_id, author_id)
     async with database.transaction():
         await posts.lock_group(author_id, post.group_id)
+        await posts.check_member(author_id, post.group_id)
         await requests.keep_post(post.id)
         if await posts.is_repeated(ids, mac):
             return await posts.read(author_id, post.id), False, []

@@ -4,8 +4,10 @@ from typing import Any
 
 import uvicorn
 
-from server import logs
+from server import logs, metrics
 from server.app import create_app
+from server.connections import HttpConnection, SocketConnection
+from server.head import HeadAsGet
 from server.settings import Settings
 
 MAX_SOCKET_FRAME_BYTES = 64 * 1024
@@ -17,8 +19,8 @@ def make_server(settings: Settings, **options: Any) -> uvicorn.Server:
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": "httptools",
-        "ws": "websockets-sansio",
+        "http": HttpConnection,
+        "ws": SocketConnection,
         "ws_max_size": MAX_SOCKET_FRAME_BYTES,
         # Ciphertext does not compress, and each idle socket would keep 36 KiB for trying.
         "ws_per_message_deflate": False,
@@ -31,7 +33,7 @@ def make_server(settings: Settings, **options: Any) -> uvicorn.Server:
         "forwarded_allow_ips": list(settings.trusted_proxies),
         "timeout_graceful_shutdown": 5,
     }
-    app = WithoutPrefix(logs.AccessLog(create_app(settings)), settings.root_path)
+    app = WithoutPrefix(logs.AccessLog(HeadAsGet(create_app(settings)), metrics.requests.note), settings.root_path)
     return uvicorn.Server(uvicorn.Config(app, **ours | options))
 
 

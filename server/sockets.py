@@ -18,6 +18,7 @@ from server import credentials, database, groups, metrics
 from server.channels import Hub, Subscriber
 from server.credentials import Caller
 from server.events import group_channel, user_channel
+from server.loops import Loop
 
 logger = logging.getLogger(__name__)
 
@@ -47,18 +48,16 @@ class Sockets:
         self._hub = hub
         self._open: set[Socket] = set()
         self._count: Counter[UUID] = Counter()
-        self._task: asyncio.Task[None] | None = None
+        self.loop = Loop("sockets", self._check_for_ever)
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._check_for_ever(), name="sockets")
+        await self.loop.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self.loop.__aexit__(kind, error, trace)
 
     def count(self, user_id: UUID) -> int:
         return self._count[user_id]

@@ -32,6 +32,8 @@ SLOW_START_S = 20.0
 # Later the API is started again for as long as it takes; before its first answer something is wrong with the set-up.
 MAX_STARTS_UNANSWERED = 5
 DEFAULT_PORT = 8000
+# In the data folder.
+ADDRESS_FILE = "address.json"
 
 # Which secrets each child needs. None gets more: the API can't open drafts, the worker can't tell requests apart.
 NEEDS = {
@@ -85,7 +87,39 @@ def engines_for(settings: Settings) -> Iterator[tuple[Settings, list[Restartable
     with Engines(settings.data_dir) as engines:
         print(f"secureblogs: Postgres and Valkey run, with their data in {settings.data_dir}", flush=True)
         settings = with_secrets(settings)
-        yield with_addresses(settings, engines.database_url, engines.redis_url), list(engines.all)
+        with told_address(settings):
+            yield with_addresses(settings, engines.database_url, engines.redis_url), list(engines.all)
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where people reach what runs on a data folder."""
+
+    public_url: str
+    root_path: str
+
+
+@contextlib.contextmanager
+def told_address(settings: Settings) -> Iterator[None]:
+    """Where `at_running_address` finds it, as long as this runs; whatever was killed before has left is replaced."""
+    path = settings.data_dir / ADDRESS_FILE
+    half = path.with_name(f"{path.name}.new")
+    half.write_bytes(msgspec.json.encode(Address(settings.public_url, settings.root_path)))
+    half.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def at_running_address(settings: Settings, environ: Mapping[str, str]) -> Settings:
+    """The settings, attached already, with the address of the `up` that runs beside them, unless it was given."""
+    if any(environ.get(name) for name in ("DATABASE_URL", "DATABASE_URL_FILE", "PUBLIC_URL", "HOST", "PORT")):
+        return settings
+    try:
+        found = msgspec.json.decode((settings.data_dir / ADDRESS_FILE).read_bytes(), type=Address)
+    except (OSError, msgspec.DecodeError):
+        return settings
+    return msgspec.structs.replace(settings, public_url=found.public_url, root_path=found.root_path)
 
 
 def attach(settings: Settings) -> Settings:
@@ -98,7 +132,8 @@ def attach(settings: Settings) -> Settings:
     found = addresses(settings.data_dir)
     if found is None:
         raise SettingsError(
-            f"DATABASE_URL, REDIS_URL: not set, and nothing runs on {settings.data_dir}; start `secureblogs up` first"
+            f"DATABASE_URL, REDIS_URL: not set, and nothing runs on {settings.data_dir}; start `secureblogs up` first,"
+            " or set DATA_DIR to the folder of the one that runs"
         )
     return with_addresses(with_secrets(settings), *found)
 

@@ -65,7 +65,7 @@ async def seal(
     async def stream() -> AsyncIterator[bytes]:
         async for block in body:
             if sealer.size + len(block) > max_bytes:
-                raise FileTooLarge
+                raise FileTooLarge(max_bytes=max_bytes)
             # libsodium and hashlib let go of the GIL: others are answered meanwhile.
             yield await asyncio.to_thread(seal_block, block)
         yield await asyncio.to_thread(sealer.finish)
@@ -91,7 +91,7 @@ async def take(
         async for block in body:
             taken += len(block)
             if taken > files.sealed_size(max_bytes):
-                raise FileTooLarge
+                raise FileTooLarge(max_bytes=max_bytes)
             await asyncio.to_thread(hashed.update, block)
             yield block
         check_shape(taken)

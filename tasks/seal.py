@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
+import math
 import traceback
 from concurrent.futures import Executor
-from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from arq.worker import Retry
 
-from server import after_commit, channels, jobs, logs, posts
+from server import after_commit, logs, posts
 from server.events import Event
 from server.sealing.posts import seal_key
 
@@ -21,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Some milliseconds of work: long against the price of handing it over, short against what another post may wait.
 KEYS_AT_ONCE = 200
+FEWEST_KEYS = 5
 
 SEALING_ELSEWHERE_S = 2
 # Below the half minute in which everything has to be sealed once Postgres is back.
@@ -40,7 +40,12 @@ async def seal_post(ctx: dict[Any, Any], post_id: str, request_id: str | None = 
 
 async def seal(ctx: dict[Any, Any], post_id: str) -> None:
     subject = UUID(post_id)
-    seal_keys = partial(seal_many, ctx["threads"], ctx["thread_count"])
+
+    async def seal_keys(post_key: bytes, public_keys: list[bytes]) -> list[bytes | None]:
+        # A big group goes behind everything else on the machine; a post for a few is what somebody waits for.
+        threads = ctx["threads"] if len(public_keys) <= KEYS_AT_ONCE else ctx["patient_threads"]
+        return await seal_many(threads, ctx["thread_count"], post_key, public_keys)
+
     try:
         announced = await posts.seal(subject, ctx["worker_private_keys"], seal_keys)
     except posts.SealingElsewhere:
@@ -54,8 +59,7 @@ async def seal(ctx: dict[Any, Any], post_id: str) -> None:
     if any(is_sealed(event) for event in announced):
         took_s = (datetime.now(UTC) - ctx["enqueue_time"]).total_seconds()
         logger.info("post sealed", extra={"post_id": post_id, "ms": round(took_s * 1000, 1)})
-        with suppress(*channels.UNAVAILABLE):
-            await jobs.note_sealing(ctx["redis"], took_s)
+        await after_commit.note_sealing(ctx["redis"], took_s)
     elif announced:
         logger.warning("post can't be sealed", extra={"post_id": post_id})
 
@@ -75,10 +79,12 @@ async def seal_many(
     loop = asyncio.get_running_loop()
     portions: list[asyncio.Future[list[bytes | None]]] = []
     running: set[asyncio.Future[list[bytes | None]]] = set()
-    for start in range(0, len(public_keys), KEYS_AT_ONCE):
+    # A few keys go to all threads too, but not one by one: to hand them over costs as much as two seals.
+    size = max(FEWEST_KEYS, min(KEYS_AT_ONCE, math.ceil(len(public_keys) / thread_count)))
+    for start in range(0, len(public_keys), size):
         if len(running) >= thread_count:
             _, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        portion = loop.run_in_executor(threads, seal_portion, post_key, public_keys[start : start + KEYS_AT_ONCE])
+        portion = loop.run_in_executor(threads, seal_portion, post_key, public_keys[start : start + size])
         portions.append(portion)
         running.add(portion)
     return [sealed for portion in portions for sealed in await portion]

@@ -1,6 +1,7 @@
 """Every few seconds: repair what was lost between Postgres, which is the truth, and Redis, which is a hint.
 
 * A pending post that is not queued is enqueued: its job was never sent, or Redis lost it.
+* A pending post whose job is put off for longer than any is, by a clock that is wrong, is put off no longer.
 * A pending post whose job is in the hands of a worker, while nobody holds the post's lock in Postgres, was left behind
   by a worker that died. arq would keep the claim until the longest job would have timed out; here it is released.
 * Files that no post has taken for a day go, and the objects of all that is deleted.
@@ -23,7 +24,7 @@ from redis.exceptions import ResponseError
 from server import attachments, audit, channels, credentials, events, jobs, links, objects, posts, quotas, usage
 from server.channels import UNAVAILABLE
 from server.events import Event
-from tasks.seal import place
+from tasks.seal import MAX_BACKOFF_S, place
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ async def repair_queue(redis: ArqRedis, claim_s: float) -> None:
     if lost:
         await jobs.enqueue_seals(redis, lost)
         logger.info("enqueued posts that were not in the queue", extra={"posts": len(lost)})
+    await jobs.pull_forward_seals(redis, due, MAX_BACKOFF_S)
     # A worker that has only just taken a job may not have come to its lock yet.
     newest_ms_left = (claim_s - DUE_AFTER_S) * 1000
     claimed = [

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from importlib import metadata
 from typing import Any
 
 import arq.worker
+import msgspec
 import rich_click as click
 import uvloop
 from arq import cron, func
@@ -25,9 +27,10 @@ from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
 from arq.utils import timestamp_ms, to_unix_ms
 
-from server import database, jobs, logs, objects
+from server import coredumps, database, jobs, logs, objects
 from server.channels import UNAVAILABLE, Hub, Reconnected, within
 from server.dashboard.recorder import Bounds, record
+from server.loops import Loop, unwell
 from server.sealing.drafts import worker_key_id
 from server.sealing.keys import encryption_pair
 from server.settings import Settings, SettingsError, load
@@ -41,6 +44,8 @@ logger = logging.getLogger(__name__)
 # time of the next sweep.
 POLL_DELAY_S = 0.5
 MAX_BACKOFF_S = 2.0
+SETTLE_S = 0.002
+SEALING_NICENESS = 10
 
 # A group of the largest size is sealed in some twenty seconds.
 SEAL_TIMEOUT_S = 300
@@ -69,6 +74,7 @@ class Worker(arq.worker.Worker):
         super().__init__(redis_pool=redis, queue_name=redis.default_queue_name, **options)
         self._woken = asyncio.Event()
         self._lost_redis = False
+        self._looks_again: asyncio.TimerHandle | None = None
 
     def put(self, _: str | Reconnected) -> None:
         """Receiver of the channel that tells of new jobs. Whatever comes, even a reconnection, is a reason to look."""
@@ -108,10 +114,10 @@ class Worker(arq.worker.Worker):
         self._queue_read_offset = self._queue_read_offset + self.queue_read_limit if reads_on else 0
         if reads_on:
             self._woken.set()
-        for name in free:
-            if self.job_counter >= self.max_jobs:
-                return
-            await self._claim(name)
+        # Of those that are claimed together another worker may have been quicker: then the next ones are tried.
+        while free and (room := self.max_jobs - self.job_counter) > 0:
+            await self._claim(free[:room])
+            free = free[room:]
 
     async def _unclaimed(self, job_ids: list[str]) -> list[str]:
         if not job_ids:
@@ -122,26 +128,38 @@ class Worker(arq.worker.Worker):
     def _has_in_hand(self, job_id: str) -> bool:
         return job_id in self.tasks and not self.tasks[job_id].done()
 
-    async def _claim(self, job_id: str) -> None:
-        """Start the job unless another worker was quicker. A claim whose answer is lost is released by the sweep."""
-        claim_key = in_progress_key_prefix + job_id
+    async def _claim(self, job_ids: list[str]) -> None:
+        """Start those that no other worker took before. A claim whose answer is lost is released by the sweep."""
         async with self.pool.pipeline(transaction=True) as pipeline:
-            pipeline.set(claim_key, b"1", nx=True, px=int(self.in_progress_timeout_s * 1000))
-            pipeline.zscore(self.queue_name, job_id)
-            claimed, score = await pipeline.execute()
-        if not claimed:
-            return
-        if score is None or score > timestamp_ms():
-            # Done, or put off, by another worker since the queue was read.
-            await self.pool.delete(claim_key)
-            return
-        task = self.loop.create_task(self.run_job(job_id, int(score)))
+            for job_id in job_ids:
+                claim_key = in_progress_key_prefix + job_id
+                pipeline.set(claim_key, b"1", nx=True, px=int(self.in_progress_timeout_s * 1000))
+                pipeline.zscore(self.queue_name, job_id)
+            answers = iter(await pipeline.execute())
+        now = timestamp_ms()
+        claims = [(job_id, score) for job_id, claimed, score in zip(job_ids, answers, answers, strict=True) if claimed]
+        for job_id, score in claims:
+            if score is not None and score <= now:
+                self._start(job_id, int(score))
+        # Done, or put off, by another worker since the queue was read.
+        gone = [in_progress_key_prefix + job_id for job_id, score in claims if score is None or score > now]
+        if gone:
+            await self.pool.delete(*gone)
+
+    def _start(self, job_id: str, score: int) -> None:
+        task = self.loop.create_task(self.run_job(job_id, score))
         self.tasks[job_id] = task
         self.job_counter += 1
         task.add_done_callback(self._end_job)
 
     def _end_job(self, _: asyncio.Task[None]) -> None:
         self.job_counter -= 1
+        # Jobs that end at about the same time make room together: a look at the queue takes as long as a short job.
+        if self._looks_again is None:
+            self._looks_again = self.loop.call_later(SETTLE_S if self.job_counter else 0, self._look_again)
+
+    def _look_again(self) -> None:
+        self._looks_again = None
         self._woken.set()
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:  # noqa: ARG002 - arq's signature
@@ -174,6 +192,7 @@ async def open_worker(settings: Settings, redis: ArqRedis, **options: Any) -> As
     worker_id = uuid.uuid4().hex
     thread_count = settings.worker_threads or core_count()
     threads = ThreadPoolExecutor(thread_count, thread_name_prefix="seal")
+    patient_threads = ThreadPoolExecutor(thread_count, thread_name_prefix="seal-many", initializer=yield_to_others)
     worker = Worker(
         redis,
         functions=[func(seal_post, name=jobs.SEAL_POST, timeout=SEAL_TIMEOUT_S, max_tries=NO_LIMIT)],
@@ -194,18 +213,36 @@ async def open_worker(settings: Settings, redis: ArqRedis, **options: Any) -> As
     worker.ctx |= {
         "worker_private_keys": settings.worker_private_keys,
         "threads": threads,
+        "patient_threads": patient_threads,
         "thread_count": thread_count,
         "sweeping": asyncio.Lock(),
         "store": objects.open_store(settings),
         "claim_s": worker.in_progress_timeout_s,
     }
-    record(worker, Bounds(max_jobs=settings.dashboard_jobs, kept_s=settings.dashboard_days * 86_400), version=version())
+    recorder = record(
+        worker,
+        Bounds(max_jobs=settings.dashboard_jobs, kept_s=settings.dashboard_days * 86_400),
+        version=version(),
+        # It mends what is lost between Postgres and Redis, whether posts are sealed for now or not.
+        never_paused=[jobs.SWEEP],
+    )
+    recording = recorder.heart = Loop("recorder", recorder.beat_on)
     try:
-        async with Hub(redis) as hub, beating(redis, describe(worker_id, settings, redis.default_queue_name)):
+        described = describe(worker_id, settings, redis.default_queue_name)
+        async with Hub(redis) as hub, beating(redis, described, [hub.loop, recording]):
             await hub.join(worker, [jobs.wake_channel(redis.default_queue_name)])
             yield worker
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
+        patient_threads.shutdown(wait=False, cancel_futures=True)
+
+
+def yield_to_others() -> None:
+    """Of the thread that calls it: a big group is sealed on all cores, and nobody else is to wait for one meanwhile."""
+    # On Linux priorities are of threads; elsewhere it would be the whole process that takes a back seat.
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), SEALING_NICENESS)
 
 
 def core_count() -> int:
@@ -236,24 +273,27 @@ def key_ids(worker_private_keys: Sequence[bytes]) -> list[str]:
 
 
 @asynccontextmanager
-async def beating(redis: ArqRedis, worker: jobs.LiveWorker) -> AsyncIterator[None]:
-    heart = asyncio.create_task(beat(redis, worker), name="heartbeat")
+async def beating(redis: ArqRedis, worker: jobs.LiveWorker, loops: Sequence[Loop]) -> AsyncIterator[None]:
+    """Say that the worker is alive, and how its `loops` and this one are."""
+
+    async def beat() -> None:
+        while True:
+            all_loops = [*loops, heart]
+            deaths = {loop.name: loop.deaths for loop in all_loops}
+            now = msgspec.structs.replace(worker, unwell=tuple(unwell(*all_loops)), loop_deaths=deaths)
+            # The worker itself says when Redis is away.
+            with suppress(*UNAVAILABLE):
+                await jobs.say_alive(redis, now)
+            await asyncio.sleep(jobs.HEARTBEAT_EVERY_S)
+
+    heart = Loop("heartbeat", beat)
     try:
-        yield
+        async with heart:
+            yield
     finally:
-        heart.cancel()
-        await asyncio.gather(heart, return_exceptions=True)
         with suppress(*UNAVAILABLE):
             async with asyncio.timeout(GOODBYE_S):
                 await jobs.say_goodbye(redis, worker)
-
-
-async def beat(redis: ArqRedis, worker: jobs.LiveWorker) -> None:
-    while True:
-        # The worker itself says when Redis is away.
-        with suppress(*UNAVAILABLE):
-            await jobs.say_alive(redis, worker)
-        await asyncio.sleep(jobs.HEARTBEAT_EVERY_S)
 
 
 async def run(settings: Settings, queue_name: str = jobs.QUEUE_NAME) -> None:
@@ -288,6 +328,7 @@ def command() -> None:
 
     Start as many as you like, on one Postgres and Redis; each seals on all cores.
     """
+    coredumps.forbid()
     settings = attach(load(os.environ))
     if not settings.worker_private_keys:
         raise SettingsError("WORKER_PRIVATE_KEYS: not set; `secureblogs secrets FOLDER` makes one")

@@ -251,7 +251,7 @@ async def test_credentials_that_are_none_are_all_alike(http: httpx.AsyncClient, 
         "Bearer sbs_",
         "Bearer sbk_" + "x" * 43,
         "Bearer eyJhbGciOiJub25lIn0.e30.",
-        "Bearer " + "x" * 1_000_000,
+        "Bearer " + "x" * 60_000,
     ):
         answers.append(await http.get("/me", headers={"Authorization": authorization}))
     for raw in ("Bearer sbs_ü".encode(), "Bearer sbs_ü".encode("latin-1"), b"Bearer \xff\xfe", b"\xff"):

@@ -1,6 +1,7 @@
 """Files: up, into a post, down again; who may see them, and what a broken upload leaves."""
 
 import asyncio
+import json
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from server.sealing import files
 from server.settings import Settings
 from tests.people import Person, code, good, person, until
 from tests.processes import environ_of, running_api_process
+from tests.test_hostile_connections import raw
 
 NAME = {"X-Filename": "UTF-8''na%C3%AFve%20plan.txt", "Content-Type": "text/plain; charset=utf-8"}
 CHUNK = files.CHUNK_BYTES
@@ -444,6 +446,77 @@ async def test_bytes_are_counted_if_they_are_kept(settings: Settings, server: st
             429,
             "quota_exceeded",
         )
+        assert "quota of 1,000 uploaded bytes is used up" in refused.json()["detail"]
+
+
+async def test_what_is_left_of_a_quota_and_too_little_is_told(settings: Settings, server: str, tmp_path: Path) -> None:
+    environ = environ_of(settings, QUOTA_UPLOAD_BYTES="1000")
+    async with running_api_process(environ, tmp_path / "log") as api, person(api.url, keys=0) as someone:
+        good(await put(someone, bytes(600)), 201)
+        told = (await put(someone, bytes(600))).json()["detail"]
+        assert told.startswith("Of the day's quota of 1,000 uploaded bytes 400 are left, which is too few;")
+
+
+async def test_file_that_is_too_large_is_refused_before_it_is_sent(
+    settings: Settings, server: str, tmp_path: Path
+) -> None:
+    environ = environ_of(settings, MAX_ATTACHMENT_BYTES="100000")
+    async with running_api_process(environ, tmp_path / "log") as api, person(api.url, keys=0) as someone:
+        for query, limit in (("", 100_000), (f"?sealed=true&id={new_id()}", files.sealed_size(100_000))):
+            for expectation in (b"", b"Expect: 100-continue\r\n"):
+                async with raw(api.url) as connection:
+                    await connection.send(head(query, someone.token, limit + 1) + expectation + b"\r\n")
+                    answer = await connection.answer()
+                assert answer.startswith(b"HTTP/1.1 413 ")
+                assert b"\r\nconnection: close\r\n" in answer.lower()
+                problem = json.loads(answer.partition(b"\r\n\r\n")[2])
+                assert (problem["code"], problem["max_bytes"]) == ("too_large", 100_000)
+                assert "100,000 bytes at most" in problem["detail"]
+            async with raw(api.url) as connection:
+                await connection.send(head(query, someone.token, limit) + b"Expect: 100-continue\r\n\r\n")
+                assert await connection.answer() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        async with raw(api.url) as connection:
+            await connection.send(head("", someone.token, 10**9) + b"\r\n" + bytes(100_000))
+            assert (await connection.answer()).startswith(b"HTTP/1.1 413 ")
+            # To one that goes on the connection is closed, once there was time to read that.
+            await connection.send(*[bytes(100_000)] * 50)
+            assert await connection.all() == b""
+        async with raw(api.url) as connection:
+            await connection.send(head("", "sbs_x", 100_001) + b"\r\n")
+            assert (await connection.answer()).startswith(b"HTTP/1.1 401 ")
+
+
+def head(query: str, token: str, length: int) -> bytes:
+    """All lines but the last, empty one."""
+    lines = [
+        f"POST /attachments{query} HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {token}",
+        f"Content-Length: {length}",
+        "X-Filename: UTF-8''x",
+    ]
+    return "".join(f"{line}\r\n" for line in lines).encode()
+
+
+async def test_client_that_leaves_is_no_fault_of_ours(settings: Settings, server: str, tmp_path: Path) -> None:
+    token = "m" * 32
+    environ = environ_of(settings, METRICS_TOKEN=token)
+    async with running_api_process(environ, tmp_path / "log") as api, person(api.url, keys=0) as someone:
+        upload = head("", someone.token, 1_000_000)
+        for started in (upload, upload.replace(b"/attachments", b"/groups")):
+            async with raw(api.url) as connection:
+                await connection.send(started + b"\r\n" + bytes(10_000))
+                # It is read: somebody else is answered meanwhile.
+                good(await someone.get("/me"))
+
+        async def is_logged() -> bool:
+            return (tmp_path / "log").read_text().count('"status":499') == 2
+
+        await until(is_logged)
+        told = (await someone.get("/metrics", headers={"Authorization": f"Bearer {token}"})).text
+    assert 'status_code="499"' in told
+    assert 'status_code="5' not in told
+    assert '"level":"error"' not in (tmp_path / "log").read_text()
 
 
 async def test_of_fifty_uploads_the_quota_takes_what_fits(settings: Settings, server: str, tmp_path: Path) -> None:

@@ -97,7 +97,10 @@ async def test_settings_that_are_wrong_are_told_in_one_line() -> None:
 
 async def test_without_addresses_and_engines_the_way_out_is_told(tmp_path: Path) -> None:
     done = await secureblogs("doctor", DATA_DIR=str(tmp_path))
-    told = f"DATABASE_URL, REDIS_URL: not set, and nothing runs on {tmp_path}; start `secureblogs up` first"
+    told = (
+        f"DATABASE_URL, REDIS_URL: not set, and nothing runs on {tmp_path}; start `secureblogs up` first,"
+        " or set DATA_DIR to the folder of the one that runs"
+    )
     assert done == (1, "", f"secureblogs: {told}\n")
 
 

@@ -16,6 +16,8 @@ import redis.asyncio
 from uuid_utils.compat import uuid7
 
 from server import auth, credentials, database
+from server.app import create_app
+from server.credentials import Caller
 from server.errors import Unauthenticated
 from server.events import timestamp
 from server.issuer import Issuer
@@ -35,24 +37,22 @@ COLUMNS = ("session", "read key", "write key", "key of both", "jwt")
 READS = (IN, IN, SCOPE, IN, IN)
 WRITES = (IN, SCOPE, IN, IN, IN)
 # What is one's own: not for programs that were given a key, and partly not for guests of an issuer.
-OWN_READS = (IN, SESSION, SCOPE, SESSION, SESSION)
-OWN_WRITES = (IN, SCOPE, SESSION, SESSION, SESSION)
-GUEST_READS = (IN, SESSION, SCOPE, SESSION, IN)
-GUEST_WRITES = (IN, SCOPE, SESSION, SESSION, IN)
+OWN = (IN, SESSION, SESSION, SESSION, SESSION)
+GUESTS_TOO = (IN, SESSION, SESSION, SESSION, IN)
 
 TABLE = {
-    "POST /logout": OWN_WRITES,
+    "POST /logout": OWN,
     "GET /me": READS,
-    "PATCH /me": OWN_WRITES,
-    "POST /me/delete": GUEST_WRITES,
-    "GET /me/export": GUEST_READS,
+    "PATCH /me": OWN,
+    "POST /me/delete": GUESTS_TOO,
+    "GET /me/export": GUESTS_TOO,
     "GET /me/usage": READS,
     "GET /me/audit": READS,
-    "GET /sessions": OWN_READS,
-    "DELETE /sessions/{session_id}": OWN_WRITES,
-    "GET /api-keys": GUEST_READS,
-    "POST /api-keys": GUEST_WRITES,
-    "DELETE /api-keys/{api_key_id}": GUEST_WRITES,
+    "GET /sessions": OWN,
+    "DELETE /sessions/{session_id}": OWN,
+    "GET /api-keys": GUESTS_TOO,
+    "POST /api-keys": GUESTS_TOO,
+    "DELETE /api-keys/{api_key_id}": GUESTS_TOO,
     "POST /ws-tickets": READS,
     "GET /keys": READS,
     "POST /keys": WRITES,
@@ -87,10 +87,10 @@ TABLE = {
     "GET /attachments/{attachment_id}/links": READS,
     "POST /attachments/{attachment_id}/links": WRITES,
     "DELETE /links/{link_id}": WRITES,
-    "GET /admin/users": GUEST_READS,
-    "POST /admin/users/{user_id}/disable": GUEST_WRITES,
-    "POST /admin/users/{user_id}/enable": GUEST_WRITES,
-    "GET /admin/audit": GUEST_READS,
+    "GET /admin/users": GUESTS_TOO,
+    "POST /admin/users/{user_id}/disable": GUESTS_TOO,
+    "POST /admin/users/{user_id}/enable": GUESTS_TOO,
+    "GET /admin/audit": GUESTS_TOO,
 }
 # For everybody; `GET /metrics` has a token of its own.
 OPEN = {
@@ -195,15 +195,15 @@ async def test_without_a_credential_every_call_but_the_open_ones_is_401(server: 
 async def test_form_of_the_body_is_judged_before_the_scope(server: str, holder: Holder) -> None:
     headers = {"Authorization": f"Bearer {holder.tokens['read key']}"}
     async with httpx.AsyncClient(base_url=server, headers=headers, verify=False) as http:
-        for path in ("/groups", f"/posts/{random_id()}/request_read", "/api-keys"):
+        said = {"/groups": "scope_required", "/api-keys": "session_required"}
+        for path in (*said, f"/posts/{random_id()}/request_read"):
             assert code(await http.post(path, content=b"{")) == (400, "malformed_json")
             assert code(await http.post(path, content=b"{}", headers={"Content-Type": "text/plain"}))[0] == 415
             assert code(await http.post(path, content=b"x" * 2_000_000)) == (413, "too_large")
-            assert code(await http.post(path, json={"no": "such field"})) == (403, "scope_required")
+            assert code(await http.post(path, json={"no": "such field"})) == (403, said.get(path, "scope_required"))
         # No body is none at all, where one is needed, and as good as another where it is not.
         assert code(await http.post("/groups")) == (400, "malformed_json")
         assert code(await http.post(f"/posts/{random_id()}/request_read")) == (403, "scope_required")
-        assert code(await http.post("/api-keys", json={"label": 1})) == (403, "scope_required")
     headers = {"Authorization": f"Bearer {holder.tokens['key of both']}"}
     async with httpx.AsyncClient(base_url=server, headers=headers, verify=False) as http:
         assert code(await http.post("/api-keys", json={"label": 1})) == (403, "session_required")
@@ -698,3 +698,83 @@ async def test_query_token_may_be_a_jwt_where_it_is_allowed(
         for bad in (quote("é.é.é"), "%ED%A0%80.a.b", "%00.a.b", token_of("")):
             async with open_socket(api.url, f"?token={bad}") as listener:
                 assert await listener.closed() == 4401
+
+
+# ------------------------------------------------------------ callers whose credential their own statements look at
+
+
+async def proving_calls(member: Person, other: Person) -> dict[str, tuple[str, dict[str, Any] | None]]:
+    """All calls of handlers that prove their caller themselves, good and bad, each as `METHOD path` and body."""
+    group_id, empty_id = await member.found_group(), await member.found_group()
+    post = await member.publish(group_id)
+    others_group_id = await other.found_group()
+    unread = await other.publish(others_group_id)
+    await other.add(others_group_id, member)
+    body = {"group_id": group_id, "title": "A title", "content": "Some text"}
+    return {
+        "a page": (f"GET /posts?group_id={group_id}", None),
+        "an empty page": (f"GET /posts?group_id={empty_id}", None),
+        "a page of all groups": ("GET /posts", None),
+        "a page of no group": (f"GET /posts?group_id={random_id()}", None),
+        "a bad limit": (f"GET /posts?group_id={group_id}&limit=0", None),
+        "an unknown filter": ("GET /posts?grop_id=1", None),
+        "a post": (f"GET /posts/{post['id']}", None),
+        "no post": (f"GET /posts/{random_id()}", None),
+        "no id": ("GET /posts/x", None),
+        "posting": ("POST /posts", body),
+        "posting too little": ("POST /posts", {"group_id": group_id}),
+        "posting to no group": ("POST /posts", body | {"group_id": random_id()}),
+        "asking": (f"POST /posts/{unread['id']}/request_read", None),
+        "asking for what is one's own": (f"POST /posts/{post['id']}/request_read", None),
+        "asking for nothing": (f"POST /posts/{random_id()}/request_read", None),
+    }
+
+
+def test_it_is_known_which_handlers_prove_their_caller(settings: Settings) -> None:
+    """A new one wants its calls above."""
+    handlers = [one for route in create_app(settings).routes for one in getattr(route, "route_handlers", [])]
+    proving = {str(handler.operation_id) for handler in handlers if "proves_caller" in handler.opt}
+    assert proving == {"listPosts", "getPost", "createPost", "requestRead"}
+
+
+ENDS = {
+    "revoked": ('UPDATE user_tokens SET revoked_at = now() WHERE "user" = $1', "unauthenticated"),
+    "expired": ('UPDATE user_tokens SET expires = now() WHERE "user" = $1', "token_expired"),
+    "disabled": ("UPDATE users SET disabled_at = now() WHERE id = $1", "unauthenticated"),
+    "forgotten": ('DELETE FROM user_tokens WHERE "user" = $1', "unauthenticated"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_known_credential_that_has_ended_hears_401_whatever_it_asks(
+    server: str, database_pool: None, end: str
+) -> None:
+    """The process has just seen it, and takes no other's word for its standing."""
+    statement, why = ENDS[end]
+    async with person(server) as member, person(server) as other:
+        calls = await proving_calls(member, other)
+        for what, (line, body) in calls.items():
+            method, _, path = line.partition(" ")
+            answer = await member.client.request(method, path, json=body)
+            assert answer.status_code != 401, what
+        posts_before = await database.fetchval("SELECT count(*) FROM posts WHERE author = $1", member.id)
+        await database.execute(statement, member.id)
+        for what, (line, body) in calls.items():
+            method, _, path = line.partition(" ")
+            answer = await member.client.request(method, path, json=body)
+            assert code(answer) == (401, why), what
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert await database.fetchval("SELECT count(*) FROM posts WHERE author = $1", member.id) == posts_before
+
+
+async def test_what_is_known_of_credentials_is_forgotten() -> None:
+    known = auth.Known()
+    caller = Caller(UUID(int=1), "", None, False, datetime.now(UTC), UUID(int=2), "session", (), None)
+    known.note("sbs_1", caller)
+    assert known.find("sbs_1") == caller
+    assert known.find("sbs_2") is None
+    known.note("a.b.c", caller._replace(credential_id=None))
+    assert known.find("a.b.c") is None
+    for number in range(auth.MAX_KNOWN + 1):
+        known.note(f"sbs_{number}", caller)
+    assert known.find("sbs_1") is None

@@ -68,6 +68,20 @@ async def test_enqueuing_again_changes_nothing(redis: ArqRedis) -> None:
     assert await redis.get(f"arq:job:seal:{post_id}") == job
 
 
+async def test_nobody_is_put_off_for_longer_than_is_said(redis: ArqRedis) -> None:
+    """By whatever clock it was: one that is an hour ahead here."""
+    far, near, unknown = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
+    await jobs.enqueue_seals(redis, [far, near])
+    await redis.zincrby(redis.default_queue_name, 3_600_000, f"seal:{far}")
+    as_it_was = await redis.zscore(redis.default_queue_name, f"seal:{near}")
+    await jobs.pull_forward_seals(redis, [far, near, unknown], 15)
+    put_off = await redis.zscore(redis.default_queue_name, f"seal:{far}")
+    assert put_off is not None
+    assert 10_000 < put_off - time.time() * 1000 <= 15_000
+    assert await redis.zscore(redis.default_queue_name, f"seal:{near}") == as_it_was
+    assert len(await queued(redis)) == 2
+
+
 async def test_half_a_job_is_made_whole(redis: ArqRedis) -> None:
     no_place, no_arguments = uuid.uuid4(), uuid.uuid4()
     await jobs.enqueue_seals(redis, [no_place, no_arguments])

@@ -22,14 +22,16 @@ from server.credentials import Caller, Claims
 from server.embedded import postgres_binary
 from server.errors import Unauthenticated
 from server.lists import Page
+from server.sealing.posts import PostIds
 from server.settings import Settings
 
 # One group with most of the posts and hundreds of members, many small ones, and one user who is in a hundred of them.
 FILL = """
     INSERT INTO users (id, name, email, email_key, password)
         SELECT id_of('user', n), 'User', n, n, '' FROM generate_series(0, 1999) n;
-    INSERT INTO user_tokens ("user", token_hash, kind, scopes, expires)
-        SELECT id_of('user', n % 2000), sha256(n::text::bytea), 'session', '{}', now() + interval '7 d'
+    INSERT INTO user_tokens (id, "user", token_hash, kind, scopes, expires)
+        SELECT id_of('token', n), id_of('user', n % 2000), sha256(n::text::bytea), 'session', '{}',
+            now() + interval '7 d'
         FROM generate_series(0, 9999) n;
     INSERT INTO user_keys (id, "user", public_key, verify_key, proof, label, is_revoked, revoked_at)
         SELECT id_of('key', n), id_of('user', n % 2000), sha256(n::text::bytea), sha256(''), sha512(''), 'key',
@@ -81,6 +83,7 @@ def id_of(kind: str, number: int) -> UUID:
 
 
 OWNER, MEMBER, IN_MANY_GROUPS, IN_SMALL_GROUPS = (id_of("user", number) for number in (1, 77, 0, 1000))
+TOKEN = id_of("token", 77)
 BIG, SMALL = id_of("group", 0), id_of("group", 7)
 FIVE_DAYS_AGO = datetime.now(UTC) - timedelta(days=5)
 
@@ -109,7 +112,7 @@ async def crowded(settings: Settings, migrated: None) -> AsyncIterator[asyncpg.C
     await connection.close()
 
 
-KINDS = ("user", "key", "group", "post", "request")
+KINDS = ("user", "token", "key", "group", "post", "request")
 
 
 def run(name: str, *args: str, stdin: bytes = b"") -> bytes:
@@ -215,6 +218,14 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     "page of posts of a hundred groups": (4000, lambda: posts.list_all(IN_MANY_GROUPS, Page())),
     "page of posts of somebody in small groups": (400, lambda: posts.list_all(IN_SMALL_GROUPS, Page())),
     "one post": (20, lambda: posts.read(MEMBER, id_of("post", 5000))),
+    "page of a known caller": (400, lambda: posts.list_of_group(MEMBER, BIG, Page(), TOKEN)),
+    "one post for a known caller": (20, lambda: posts.read(MEMBER, id_of("post", 5000), TOKEN)),
+    "proving a known caller": (2, lambda: credentials.prove(TOKEN)),
+    "locking to post": (10, lambda: posts.lock_group(MEMBER, BIG)),
+    "posting": (30, lambda: database.fetchrow(posts._PUBLISH, id_of("post", 30_000), BIG, MEMBER, b"draft", b"mac")),
+    "what a worker takes": (10_000, lambda: database.fetchrow(posts._TAKE, id_of("post", 20_000), 1, 1000)),
+    "locking to seal": (10, lambda: posts._lock_pending(PostIds(id_of("post", 20_000), BIG, MEMBER))),
+    "locking to ask": (10, lambda: database.fetchval(requests._LOCK_TO_ASK, MEMBER, id_of("post", 100), None)),
     "one request": (200, lambda: requests.read(OWNER, id_of("request", 0))),
     "pending requests for an owner": (9000, lambda: requests.list_to_decide(OWNER, "pending", Page(limit=1000))),
     "pending requests for a member": (4000, lambda: requests.list_to_decide(MEMBER, "pending", Page(limit=1000))),

@@ -25,10 +25,10 @@ from server.quotas import Quotas
 from server.settings import Settings
 from server.usage import Counts, Kind, UserDay
 from tasks.sweep import write_usage
+from tests.faults.interleavings import insert_user
 from tests.people import PATIENCE_S, Person, code, good, until
 from tests.processes import Api, environ_of, running_api_process
 from tests.redis_server import RedisServer, running_redis
-from tests.test_races import insert_user
 
 pytestmark = pytest.mark.usefixtures("database_pool")
 
@@ -191,6 +191,9 @@ async def test_refusal_tells_of_what_and_for_how_long(both: list[httpx.AsyncClie
         good(await both[0].get("/me"))
     answer = await both[1].post("/groups", content=b"{")
     assert code(answer) == (429, "quota_exceeded")
+    assert answer.json()["detail"] == (
+        f"The day's quota of {REQUESTS} requests is used up; a new day begins at midnight UTC."
+    )
     wait_s = int(answer.headers["Retry-After"])
     assert before - 60 < wait_s <= before + 1 or wait_s > DAY_S - 60
     assert answer.headers["RateLimit-Policy"] == f'"requests-per-day";q={REQUESTS};w={DAY_S}'

@@ -23,7 +23,7 @@ import pytest
 from server.embedded import Engines
 from server.settings import FIELDS, Settings, SettingsError, load
 from server.supervisor import STOP_WITHIN_S, pause
-from server.up import Sources, check_port, directions, environ_for, with_secrets, write_all_secrets
+from server.up import Sources, at_running_address, check_port, directions, environ_for, with_secrets, write_all_secrets
 
 pytestmark = pytest.mark.thorough
 
@@ -166,11 +166,15 @@ def test_ctrl_c_stops_everything_and_the_next_run_goes_on_with_the_same_secrets(
     run.wait_until_ready()
     assert run.is_ready()
     check_children(run)
+    # By which `dashboard-link` and its like find it.
+    beside = at_running_address(load({"DATA_DIR": str(run.data_dir)}), {})
+    assert beside.public_url == f"http://127.0.0.1:{run.port}"
     before = secrets_of(run.data_dir)
     assert set(before) == {"worker_private_keys", "request_mac_key"}
     assert stat.S_IMODE((run.data_dir / "secrets").stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (run.data_dir / "secrets").iterdir()} == {0o600}
     assert run.stop(signal.SIGINT) == 0
+    assert at_running_address(beside, {}) is beside
 
     # As under nohup, and from a script's background: there SIGHUP is no reason to stop, but SIGINT is.
     run = start(begin_with=ignore_signals)

@@ -19,8 +19,9 @@ from litestar.response import Stream
 
 from server import attachments, links, objects, uploads
 from server.bodies import Body, Request, path_id
-from server.errors import AttachmentNotFound, Invalid, LinkNotFound, RangeNotSatisfiable
+from server.errors import AttachmentNotFound, FileTooLarge, Invalid, LinkNotFound, RangeNotSatisfiable
 from server.events import timestamp
+from server.head import is_head
 from server.lists import cut, read_page
 from server.sealing import files
 from server.uploads import Named
@@ -127,6 +128,7 @@ async def upload(
     `X-Filename` is needed and as RFC 8187 has it, `Content-Type` becomes the file's media type. With `sealed=true` the
     body is the client's own stream, and `id`, which is in that stream, is needed. What no post takes goes after a day.
     """
+    refuse_what_is_too_large(request, by_author=sealed == "true")
     by_author = read_flag("sealed", sealed)
     attachment_id = read_id(id, needed=by_author)
     named = Named("", "")
@@ -135,6 +137,14 @@ async def upload(
         named = Named(read_file_name(headers.get("x-filename")), read_media_type(headers.get("content-type")))
     row, is_new = await store_upload(request, attachment_id, named, by_author=by_author)
     return Response(show_attachment(row), status_code=201 if is_new else 200)
+
+
+def refuse_what_is_too_large(request: Request, *, by_author: bool) -> None:
+    """By the length that its head tells, before a byte of it was asked for. Raises FileTooLarge."""
+    max_bytes = request.settings.max_attachment_bytes
+    announced = request.content_length
+    if announced is not None and announced > (files.sealed_size(max_bytes) if by_author else max_bytes):
+        raise FileTooLarge(max_bytes=max_bytes)
 
 
 def read_flag(name: str, text: str | None) -> bool:
@@ -214,8 +224,15 @@ async def download(request: Request, attachment_id: FromPath[str]) -> Response[A
     size = files.sealed_size(row["size"])
     wanted = read_range(request, tag, size)
     start, end = wanted or (0, size)
-    body = objects.read(request.store, row["object_key"], start, end)
+    body = nothing() if is_head(request) else objects.read(request.store, row["object_key"], start, end)
     return await stream(body, start, end, size, {"ETag": tag, "Accept-Ranges": "bytes"}, is_part=wanted is not None)
+
+
+async def nothing() -> AsyncGenerator[bytes, None]:
+    """In the place of an object that nobody will see."""
+    none: tuple[bytes, ...] = ()
+    for block in none:
+        yield block
 
 
 def entity_tag(attachment_id: UUID) -> str:
@@ -338,9 +355,9 @@ async def download_by_link(request: Request, token: FromPath[str]) -> Response[A
     wanted = None if link["is_limited"] else read_range(request, entity_tag(link["attachment_id"]), size)
     start, end = wanted or (0, size)
     headers = {} if link["is_limited"] else {"Accept-Ranges": "bytes", "ETag": entity_tag(link["attachment_id"])}
-    body = objects.read(request.store, link["object_key"], start, end)
+    body = nothing() if is_head(request) else objects.read(request.store, link["object_key"], start, end)
     answer = await stream(body, start, end, size, headers, is_part=wanted is not None)
-    if link["is_limited"]:
+    if link["is_limited"] and not is_head(request):
         await take_or_close(link["link_id"], body)
     return answer
 

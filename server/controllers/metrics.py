@@ -5,13 +5,13 @@ installation and the same everywhere.
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from litestar import Response, get
 from litestar.exceptions import NotFoundException
 from litestar.openapi.datastructures import ResponseSpec
-from litestar.plugins.prometheus import PrometheusConfig
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -21,16 +21,8 @@ from server import auth, database, events, jobs, posts
 from server.bodies import Request
 from server.channels import UNAVAILABLE
 from server.errors import Unauthenticated
-from server.jobs import SealingTimes
+from server.jobs import LiveWorker, SealingTimes
 from server.posts import Statistics
-
-# Requests by method, path template and status, and how long they took.
-HTTP = PrometheusConfig(
-    app_name="secureblogs",
-    prefix="secureblogs_http",
-    group_path=True,
-    exclude=["^/metrics", "^/health/", "^/ws/"],
-)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -111,9 +103,24 @@ async def redis_figures(request: Request) -> list[Metric]:
     return [
         gauge("redis_up", "Whether Redis answers", 1),
         gauge("workers", "Workers with a heartbeat", len(workers)),
+        worker_loop_deaths(workers),
         gauge("jobs_queued", "Jobs that wait or run", queued),
         sealing_histogram(sealing),
     ]
+
+
+def worker_loop_deaths(workers: list[LiveWorker]) -> Metric:
+    total: Counter[str] = Counter()
+    for worker in workers:
+        total.update(worker.loop_deaths)
+    family = GaugeMetricFamily(
+        "secureblogs_worker_loop_deaths",
+        "Background loops of the workers with a heartbeat that ended and were started again, by loop",
+        labels=["loop"],
+    )
+    for name, count in total.items():
+        family.add_metric([name], count)
+    return family
 
 
 def sealing_histogram(times: SealingTimes) -> Metric:

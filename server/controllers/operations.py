@@ -10,6 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from server import database, jobs, piccolo_app
 from server.bodies import Request
 from server.channels import UNAVAILABLE
+from server.loops import unwell
 
 CHECK_TIMEOUT_S = 2.0
 
@@ -27,6 +28,7 @@ class Readiness(msgspec.Struct):
     redis: str
     channels: str
     worker: str
+    loops: str
 
 
 @get("/health/live", operation_id="getLiveness", tags=["Operations"], summary="The process answers", security=[{}])
@@ -50,6 +52,7 @@ async def get_readiness(request: Request) -> Response[Readiness]:
         "redis": check_redis(request),
         "channels": check_channels(request),
         "worker": check_worker(request),
+        "loops": check_loops(request),
     }
     results = await asyncio.gather(*(judge(check) for check in checks.values()))
     found = dict(zip(checks, results, strict=True))
@@ -90,7 +93,19 @@ async def check_channels(request: Request) -> str:
 
 async def check_worker(request: Request) -> str:
     workers: list[Any] = await jobs.live_workers(request.redis)
-    return "ok" if workers else "no worker is alive"
+    if not workers:
+        return "no worker is alive"
+    return describe_unwell({name for worker in workers for name in worker.unwell})
+
+
+async def check_loops(request: Request) -> str:
+    """The loops of this very process."""
+    state = request.app.state
+    return describe_unwell(set(unwell(state.hub.loop, state.sockets.loop, state.quotas.loop)))
+
+
+def describe_unwell(names: set[str]) -> str:
+    return f"ended of late, and was started again: {', '.join(sorted(names))}" if names else "ok"
 
 
 PUBLIC = [get_liveness, get_readiness]

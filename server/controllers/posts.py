@@ -1,8 +1,9 @@
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import MediaType, Response, delete, get, post
 from litestar.background_tasks import BackgroundTask
 from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
@@ -10,9 +11,9 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from server import posts
 from server.after_commit import announce, enqueue_seal
+from server.auth import PROVES, prove
 from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, PostNotFound
-from server.events import timestamp
 from server.lists import cut, read_page
 from server.posts import OwnKey
 
@@ -74,33 +75,15 @@ class PostPage(msgspec.Struct):
     next_cursor: str | None
 
 
-def show_head(row: Any) -> PostHeadOut:
-    return PostHeadOut(**_fields(row))
+def show_post(row: Any, **options: Any) -> Response[PostOut]:
+    """The JSON that Postgres made of it, in the form of PostOut."""
+    return Response(row["json"], media_type=MediaType.JSON, **options)
 
 
-def show_post(row: Any) -> PostOut:
-    return PostOut(**_fields(row), content=row["content"])
-
-
-def _fields(row: Any) -> dict[str, Any]:
-    sealed_keys = zip(row["public_key_ids"] or [], row["sealed_keys"] or [], strict=True)
-    return {
-        "id": row["id"],
-        "group_id": row["group_id"],
-        "author_id": row["author_id"],
-        "status": row["status"],
-        "sealed_by": row["sealed_by"],
-        "heading": row["heading"],
-        "content_hash": row["content_hash"],
-        "commitment": row["commitment"],
-        "signature": row["signature"],
-        "signing_key_id": row["signing_key_id"],
-        "failure": row["failure"],
-        "sealed_keys": [SealedKeyOut(key_id, sealed_key) for key_id, sealed_key in sealed_keys],
-        "access": row["access"],
-        "created_at": timestamp(row["created_at"]),
-        "sealed_at": timestamp(row["sealed_at"]) if row["sealed_at"] else None,
-    }
+def show_page(rows: Sequence[Any], next_cursor: str | None) -> Response[PostPage]:
+    cursor = "null" if next_cursor is None else f'"{next_cursor}"'
+    page: Any = f'{{"items":[{",".join([row["json"] for row in rows])}],"next_cursor":{cursor}}}'
+    return Response(page, media_type=MediaType.JSON)
 
 
 @post(
@@ -110,6 +93,7 @@ def _fields(row: Any) -> dict[str, Any]:
     summary="Publish a post that the server seals",
     response_headers=[ResponseHeader(name="Location", description="Where the post is", value="")],
     responses={200: ResponseSpec(PostOut, description="The same request was made before: the same post")},
+    opt=PROVES,
 )
 async def create_post(request: Request, data: JSONBody[Body[PostIn]]) -> Response[PostOut]:
     """The text is sealed to the workers' key at once; a worker seals the post to every member and erases that draft.
@@ -122,11 +106,11 @@ async def create_post(request: Request, data: JSONBody[Body[PostIn]]) -> Respons
         row, is_new = await posts.publish(
             caller_id,
             *(new.group_id, new.title, new.content, new.attachments, new.id),
-            *(request.worker_public_key, request.mac_key),
+            *(request.worker_public_key, request.mac_key, request.unproven),
         )
         reservation.is_used = is_new
-    return Response(
-        show_post(row),
+    return show_post(
+        row,
         status_code=201 if is_new else 200,
         headers={"Location": f"{request.settings.root_path}/posts/{row['id']}"},
         background=BackgroundTask(enqueue_seal, request.redis, row["id"]) if is_new else None,
@@ -140,21 +124,27 @@ async def check_named_group(request: Request, data: Body[Any]) -> None:
         await posts.check_member(request.user.user_id, group_id)
 
 
-@get("/posts", operation_id="listPosts", tags=["Posts"], summary="Posts of a group, or of all the caller's groups")
+@get(
+    "/posts",
+    operation_id="listPosts",
+    tags=["Posts"],
+    summary="Posts of a group, or of all the caller's groups",
+    opt=PROVES,
+)
 async def list_posts(
     request: Request,
     group_id: FromQuery[str | None] = None,
     limit: FromQuery[str | None] = None,
     cursor: FromQuery[str | None] = None,
-) -> PostPage:
+) -> Response[PostPage]:
     """Newest first, without `content`."""
     caller_id, page = request.user.user_id, read_page(limit, cursor)
     if group_id is None:
+        await prove(request)
         found = await posts.list_all(caller_id, page)
     else:
-        found = await posts.list_of_group(caller_id, query_id("group_id", group_id), page)
-    rows, next_cursor = cut(found, page)
-    return PostPage([show_head(row) for row in rows], next_cursor)
+        found = await posts.list_of_group(caller_id, query_id("group_id", group_id), page, request.unproven)
+    return show_page(*cut(found, page))
 
 
 def query_id(name: str, text: str) -> UUID:
@@ -164,10 +154,10 @@ def query_id(name: str, text: str) -> UUID:
         raise Invalid((f"?{name}", "is not a UUID")) from None
 
 
-@get("/posts/{post_id:str}", operation_id="getPost", tags=["Posts"], summary="One post, whole")
-async def get_post(request: Request, post_id: FromPath[str]) -> PostOut:
+@get("/posts/{post_id:str}", operation_id="getPost", tags=["Posts"], summary="One post, whole", opt=PROVES)
+async def get_post(request: Request, post_id: FromPath[str]) -> Response[PostOut]:
     """`access` says why it can't be read, where that is so."""
-    return show_post(await posts.read(request.user.user_id, path_id(post_id, PostNotFound)))
+    return show_post(await posts.read(request.user.user_id, path_id(post_id, PostNotFound), request.unproven))
 
 
 @post(
@@ -181,7 +171,7 @@ async def requeue_post(request: Request, post_id: FromPath[str]) -> Response[Pos
     """A post that is not failed is answered as it is."""
     row, was_failed = await posts.requeue(request.user.user_id, path_id(post_id, PostNotFound))
     after = BackgroundTask(enqueue_seal, request.redis, row["id"]) if was_failed else None
-    return Response(show_post(row), background=after)
+    return show_post(row, background=after)
 
 
 @delete(
@@ -202,7 +192,7 @@ async def delete_post(request: Request, post_id: FromPath[str]) -> Response[None
     tags=["Posts"],
     summary="Add a post's key for further active keys of one's own",
 )
-async def add_post_keys(request: Request, post_id: FromPath[str], data: JSONBody[Body[KeysIn]]) -> PostOut:
+async def add_post_keys(request: Request, post_id: FromPath[str], data: JSONBody[Body[KeysIn]]) -> Response[PostOut]:
     """For a second device: by whoever holds the key, all or nothing."""
     caller_id, found = request.user.user_id, path_id(post_id, PostNotFound)
     new = await data.read(request, posts.check_may_add_keys(caller_id, found))

@@ -9,6 +9,7 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from server import posts, requests
 from server.after_commit import announce
+from server.auth import PROVES
 from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, PostNotFound, ReadRequestNotFound
 from server.events import timestamp
@@ -72,6 +73,7 @@ def show_request(row: Any) -> ReadRequestOut:
     tags=["Read requests"],
     summary="Ask for a post that one can't read",
     responses={200: ResponseSpec(ReadRequestOut, description="It is pending already: the same request")},
+    opt=PROVES,
 )
 async def request_read(
     request: Request, post_id: FromPath[str], data: JSONBody[Body[AskIn] | None] = None
@@ -80,7 +82,7 @@ async def request_read(
     caller_id, found = request.user.user_id, path_id(post_id, PostNotFound)
     asked = await data.read(request, posts.check_visible(caller_id, found)) if data else AskIn()
     await request.limiter.request_read(caller_id)
-    row, is_new, events = await requests.ask(caller_id, found, asked.public_key_id)
+    row, is_new, events = await requests.ask(caller_id, found, asked.public_key_id, request.unproven)
     after = BackgroundTask(announce, request.redis, events)
     return Response(show_request(row), status_code=201 if is_new else 200, background=after)
 

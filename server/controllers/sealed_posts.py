@@ -54,8 +54,8 @@ async def create_sealed_post(request: Request, data: JSONBody[Body[SealedPostIn]
     """
     new = await data.read(request, check_named_group(request, data))
     row, is_new, events = await publish(request, new)
-    return Response(
-        show_post(row),
+    return show_post(
+        row,
         status_code=201 if is_new else 200,
         headers={"Location": f"{request.settings.root_path}/posts/{row['id']}"},
         background=BackgroundTask(announce, request.redis, events),
