@@ -9,7 +9,7 @@ import asyncio
 import email.utils
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Protocol, TypeVar
@@ -332,7 +332,10 @@ class EarlyAnswer:
         """The same blocks, until the server says no."""
         async for block in body:
             if self._stream is not None and self._stream.get_extra_info("is_readable"):
-                await self._read()
+                # What is no answer may be TLS that has something to say, or the end of the connection: then httpx is
+                # the one to notice.
+                with suppress(httpcore.TimeoutException, httpcore.NetworkError, h11.RemoteProtocolError):
+                    await self._read()
             yield block
 
     async def _read(self) -> None:
@@ -343,11 +346,7 @@ class EarlyAnswer:
         content = b""
         while not isinstance(event := told.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
-                try:
-                    told.receive_data(await stream.read(65_536, timeout=EARLY_ANSWER_S))
-                except httpcore.TimeoutException:
-                    # It was TLS that had something to say, and no answer.
-                    return
+                told.receive_data(await stream.read(65_536, timeout=EARLY_ANSWER_S))
             elif isinstance(event, h11.Response):
                 head = event
             elif isinstance(event, h11.Data):

@@ -26,10 +26,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-CHECK_EVERY_S = 7.0
+CHECK_EVERY_S = 6.0
 MIN_BODY_BYTES = 512
 MAX_HEAD_BYTES = 64 * 1024
-STALLED_ANSWER_S = 56.0
+STALLED_ANSWER_S = 54.0
 # Longer than uvicorn waits for the answer to a close frame.
 LINGER_S = 12.0
 

@@ -216,7 +216,9 @@ async def test_without_redis_all_is_answered_and_logins_are_limited_all_the_same
             await attempt(with_own_redis, address="198.19.0.1" if how == "killed" else "198.19.0.2")
             for _ in range(LOGINS + 2)
         ]
-        assert [answer.status_code for answer in answers] == [401] * LOGINS + [429] * 2
+        let_in = [answer.status_code for answer in answers].index(429)
+        # One more where a minute of the clock begins meanwhile: of the one before only a share counts then.
+        assert let_in in {LOGINS, LOGINS + 1}
         held_back(answers[-1], "login", LOGINS, 60)
     finally:
         if how == "killed":
