@@ -232,10 +232,10 @@ async def post_requeued(scene: Scene) -> list[Entry]:
         " content_hash = NULL, commitment = NULL, sealed_at = NULL WHERE id = $1"
     )
     await database.execute(fail, post["id"])
+    # No worker is told, so that it is still pending when this is repeated.
     for _ in range(2):
-        assert (await scene.bob.post(f"/posts/{post['id']}/requeue")).is_success
-    await scene.bob.wait_until_not_pending(post["id"])
-    await database.execute(fail.replace("draft = 'x'", "draft = 'y'"), post["id"])
+        await posts.requeue(scene.bob.id, UUID(post["id"]))
+    await database.execute(fail, post["id"])
     await posts.requeue_failed([UUID(post["id"])])
     ids = {"post_id": post["id"]}
     return [

@@ -173,11 +173,15 @@ async def test_media_types_name_one_charset(browser: httpx.AsyncClient) -> None:
         assert answer.headers["content-type"].count("charset=utf-8") == 1, answer.headers["content-type"]
 
 
-@pytest.mark.parametrize(("query", "pointer"), [("", "?state"), ("?state=failed", "?queue"), ("?queue=x", "?state")])
-async def test_what_is_missing_in_a_query_is_named(browser: httpx.AsyncClient, query: str, pointer: str) -> None:
+@pytest.mark.parametrize(
+    ("query", "pointers"), [("", {"?state", "?queue"}), ("?state=failed", {"?queue"}), ("?queue=x", {"?state"})]
+)
+async def test_what_is_missing_in_a_query_is_named(browser: httpx.AsyncClient, query: str, pointers: set[str]) -> None:
     answer = await browser.get(f"/dashboard/api/jobs{query}")
     assert code(answer) == (422, "invalid")
-    assert answer.json()["errors"] == [{"pointer": pointer, "detail": "is needed"}]
+    [error] = answer.json()["errors"]
+    assert error["pointer"] in pointers
+    assert error["detail"] == "is needed"
 
 
 async def test_pages_of_the_dashboard_have_a_strict_policy(browser: httpx.AsyncClient) -> None:
