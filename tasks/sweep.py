@@ -57,12 +57,14 @@ async def sweep(ctx: dict[Any, Any]) -> None:
 
 
 async def delete_objects(store: ObjectStore) -> None:
-    """What the store does not delete now comes up again in a minute."""
+    """What the store does not delete now comes up again in a minute, and keeps no other from being deleted."""
     for _ in range(0, MAX_OBJECTS, OBJECTS_AT_ONCE):
         due = await attachments.objects_to_delete(OBJECTS_AT_ONCE)
-        for object_key in due:
-            await objects.delete(store, object_key)
-            await attachments.objects_deleted([object_key])
+        outcomes = await asyncio.gather(*(objects.delete(store, key) for key in due), return_exceptions=True)
+        await attachments.objects_deleted([key for key, error in zip(due, outcomes, strict=True) if error is None])
+        for error in outcomes:
+            if error is not None:
+                raise error
         if len(due) < OBJECTS_AT_ONCE:
             return
 

@@ -427,6 +427,28 @@ async def test_objects_are_taken_up_once_and_again_later(alice: Person) -> None:
     await attachments.objects_deleted([first])
 
 
+async def test_object_that_can_not_be_deleted_keeps_no_other_from_it(server: str, settings: Settings) -> None:
+    stuck, free = f"aa/{secrets.token_hex(16)}", f"aa/{secrets.token_hex(16)}"
+    # A folder in the place of a file is what the store can't delete, as root too.
+    (settings.data_dir / "objects" / stuck / "full").mkdir(parents=True)
+    path = settings.data_dir / "objects" / free
+    path.write_bytes(b"sealed")
+    await database.execute(
+        "INSERT INTO object_deletions (object_key, due_at) VALUES ($1, now() - interval '2 hours'),"
+        " ($2, now() - interval '1 hour')",
+        *(stuck, free),
+    )
+    await until(gone(path))
+    count = "SELECT count(*) FROM object_deletions WHERE object_key = $1"
+
+    async def is_done_with() -> bool:
+        return bool(await database.fetchval(count, free) == 0)
+
+    await until(is_done_with)
+    assert await database.fetchval(count, stuck) == 1
+    await database.execute("DELETE FROM object_deletions WHERE object_key = $1", stuck)
+
+
 async def test_bytes_are_counted_if_they_are_kept(settings: Settings, server: str, tmp_path: Path) -> None:
     environ = environ_of(settings, QUOTA_UPLOAD_BYTES="1000")
     async with running_api_process(environ, tmp_path / "log") as api, person(api.url) as someone:
