@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from server import accounts, audit, credentials, database, events, posts, requests
+from server import accounts, audit, credentials, database, events, posts, recipients, requests
 from server.credentials import Caller
 from server.errors import LastOwner, Unauthenticated, WrongPassword
 from server.events import Event
@@ -43,6 +43,7 @@ async def erase(caller: Caller, password: str | None) -> list[Event]:
         await database.execute(
             f"SELECT 1 FROM user_groups WHERE id IN ({_GROUPS}) ORDER BY id FOR UPDATE", caller.user_id
         )
+        await recipients.change_groups_of(caller.user_id)
         left, emptied = await _groups(caller.user_id)
         if user["issuer"] is not None:
             await credentials.forget_identity(user["issuer"], user["subject"])

@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 import uuid_utils.compat
 
-from server import accounts, audit, database, events, keys, requests
+from server import accounts, audit, database, events, keys, recipients, requests
 from server.errors import (
     AlreadyMember,
     GroupNotFound,
@@ -123,9 +123,9 @@ async def check_owner(caller_id: UUID, group_id: UUID) -> None:
 
 
 async def _lock(caller_id: UUID, group_id: UUID) -> None:
-    """The group FOR UPDATE; a stranger, who is told that it is absent, locks nothing."""
+    """For a change of its members; a stranger, who is told that the group is absent, locks nothing."""
     await read(caller_id, group_id)
-    await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR UPDATE", group_id)
+    await recipients.change_group(group_id)
 
 
 async def rename(caller_id: UUID, group_id: UUID, name: str) -> asyncpg.Record:
@@ -140,7 +140,9 @@ async def rename(caller_id: UUID, group_id: UUID, name: str) -> asyncpg.Record:
 async def delete(caller_id: UUID, group_id: UUID) -> list[Event]:
     """The group and all that is in it."""
     async with database.transaction():
-        await _lock(caller_id, group_id)
+        await read(caller_id, group_id)
+        # What a change of members does not wait for, a deletion does: a sealing of a post for many.
+        await database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR UPDATE", group_id)
         await check_owner(caller_id, group_id)
         cancelled = await requests.cancel_of_group(group_id)
         await database.execute("DELETE FROM user_groups WHERE id = $1", group_id)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from server import audit, database, events, requests
+from server import audit, database, events, recipients, requests
 from server.errors import BadProof, Invalid, InvalidKey, KeyNotFound, KeyTaken, Unauthenticated, UserNotFound
 from server.events import Event
 from server.lists import Page
@@ -30,14 +30,10 @@ class Endorsement(NamedTuple):
 
 
 async def lock(user_id: UUID) -> bool:
-    """The user's row, then all its groups, FOR UPDATE. Whether there is still such a user."""
+    """For a change of the user's keys: its row FOR UPDATE, then all its groups. Whether there is still such a user."""
     if not await database.fetchval("SELECT TRUE FROM users WHERE id = $1 FOR UPDATE", user_id):
         return False
-    await database.execute(
-        'SELECT 1 FROM user_groups WHERE id IN (SELECT "group" FROM user_group_association WHERE "user" = $1)'
-        " ORDER BY id FOR UPDATE",
-        user_id,
-    )
+    await recipients.change_groups_of(user_id)
     return True
 
 

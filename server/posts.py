@@ -6,17 +6,16 @@
 What is acknowledged is in Postgres, as a draft or sealed, and nothing in between is ever visible.
 """
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
 import msgspec
 import uuid_utils.compat
 
-from server import attachments, audit, credentials, database, events, requests
+from server import attachments, audit, credentials, database, events, recipients, requests
 from server.credentials import stands
 from server.errors import (
     GroupNotFound,
@@ -32,19 +31,7 @@ from server.events import Event
 from server.lists import Page
 from server.requests import SEALED_KEY_BYTES, holds
 from server.sealing import digests, drafts
-from server.sealing import errors as sealing_errors
 from server.sealing import posts as sealing_posts
-from server.sealing.texts import Attachment
-
-Failure = Literal["draft_unreadable", "draft_mismatch", "no_recipients"]
-
-SealMany = Callable[[bytes, list[bytes]], Awaitable[list[bytes | None]]]
-"""Post key and public keys in, one sealed key or None (a key that can't be sealed to) for each out."""
-
-
-class SealingElsewhere(Exception):
-    """Another worker is at this very post."""
-
 
 # SQL for one caller, $1. The keys are looked up once a statement, not once a row, and each row then
 # costs one probe of the index on (public_key, post).
@@ -121,11 +108,6 @@ _HEAD = f"p.id, p.created_at, {_json('s.sealed_keys', _ACCESS)} AS json"
 _WHOLE = f"p.id, p.created_at, {_json('s.sealed_keys', _ACCESS, 'content')} AS json"
 _NEW = f"p.id, p.created_at, {_json('NULL', chr(39) + 'sealing' + chr(39), 'content')} AS json"
 _MEMBERSHIP = 'user_group_association mine ON mine."group" = p."group" AND mine."user" = $1'
-# The keys that a post of group $1 is sealed to.
-_RECIPIENTS = (
-    'FROM user_group_association m JOIN users u ON u.id = m."user" AND u.disabled_at IS NULL'
-    ' JOIN user_keys k ON k."user" = m."user" WHERE m."group" = $1 AND NOT k.is_revoked AND k.unusable_at IS NULL'
-)
 
 
 async def check_member(caller_id: UUID, group_id: UUID) -> None:
@@ -137,18 +119,17 @@ async def check_member(caller_id: UUID, group_id: UUID) -> None:
         raise GroupNotFound
 
 
-_LOCK_GROUP = (
-    'SELECT TRUE FROM users u JOIN user_group_association m ON m."user" = u.id'
-    ' JOIN user_groups g ON g.id = m."group"'
-    f' WHERE u.id = $1 AND m."group" = $2 AND {stands("$3")} FOR KEY SHARE OF u FOR SHARE OF g'
-)
+# A group {1} of which {0} is a member, locked. Rows are locked in the order in which they are named.
+_GROUP_OF_MEMBER = f"""
+    FROM users u JOIN user_group_association m ON m."user" = u.id JOIN user_groups g ON g.id = m."group"
+    WHERE u.id = {{0}} AND m."group" = {{1}} AND {stands("{2}")} FOR KEY SHARE OF u FOR SHARE OF g"""
+_LOCK_GROUP = f"SELECT TRUE {_GROUP_OF_MEMBER.format('$1', '$2', '$3')}"
 
 
 async def lock_group(caller_id: UUID, group_id: UUID, unproven: UUID | None = None) -> None:
     """The caller's row, then the group FOR SHARE. Raises GroupNotFound.
 
-    Rows are locked in the order in which they are named. The membership may have ended while the group was waited for:
-    whoever goes on asks for it in a new statement.
+    The membership may have ended while the group was waited for: whoever goes on asks for it in a new statement.
     """
     locked = await database.fetchval(_LOCK_GROUP, caller_id, group_id, unproven)
     if not locked:
@@ -168,8 +149,8 @@ async def publish(
 ) -> tuple[asyncpg.Record, bool]:
     """Accept a post for the workers to seal; the post, and whether it is new.
 
-    Only the draft, sealed to the workers, is stored. Raises GroupNotFound, AttachmentNotFound, Invalid, IdTaken,
-    AttachmentInUse, NoRecipients.
+    Only the draft, sealed to the workers, is stored; most often in one statement, as `recipients` explains. Raises
+    GroupNotFound, AttachmentNotFound, Invalid, IdTaken, AttachmentInUse, NoRecipients.
     """
     if len(set(attachment_ids)) < len(attachment_ids):
         await check_member(author_id, group_id)
@@ -180,35 +161,41 @@ async def publish(
     )
     ids = sealing_posts.PostIds(post_id or uuid_utils.compat.uuid7(), group_id, author_id)
     draft = drafts.seal_draft(ids, title, content, list(attachment_ids), worker_public_key)
+    wanted = (ids.post, group_id, author_id, draft, mac, unproven)
+    new = None if attachment_ids else await database.fetchrow(_PUBLISH, *wanted)
+    if new is not None:
+        return new, True
     async with database.transaction():
         await lock_group(author_id, group_id, unproven)
         if post_id is not None:
             await requests.keep_post(post_id)
-        new = await database.fetchrow(_PUBLISH, ids.post, group_id, author_id, draft, mac)
+        new = await database.fetchrow(_PUBLISH, *wanted)
         if new is None:
             await check_member(author_id, group_id)
-            if not await is_repeated(ids, mac):
-                raise IdTaken
-            return await read(author_id, ids.post), False
+            if await is_repeated(ids, mac):
+                return await read(author_id, ids.post), False
+            raise IdTaken if await is_known(ids.post) else NoRecipients
         await attachments.attach(author_id, ids.post, attachment_ids, "server")
-        if not new["has_recipients"]:
-            raise NoRecipients
         return new, True
 
 
 _NEW_IDS = "jsonb_build_object('post_id', id, 'sealed_by', 'server')"
-# A draft, and that it was made. `lock_group` has run, and this sees what was committed until then.
+# A draft, and that it was made; nothing where there is something to look into first, under the lock.
 _PUBLISH = f"""
-    WITH new AS (
+    WITH locked AS MATERIALIZED (
+        SELECT m."user" AS author, g.id AS "group", g.recipients_version AS version
+        {_GROUP_OF_MEMBER.format("$3", "$2", "$6")}
+    ), new AS (
         INSERT INTO posts AS p (id, "group", author, status, sealed_by, draft, request_mac)
-        SELECT $1, $2, $3, 'pending', 'server', $4, $5
-        WHERE EXISTS (SELECT 1 FROM user_group_association m WHERE m."user" = $3 AND m."group" = $2)
-        AND NOT EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1)
+        SELECT $1, "group", author, 'pending', 'server', $4, $5 FROM locked
+        WHERE version = (SELECT recipients_version FROM user_groups WHERE id = $2)
+        AND EXISTS (SELECT 1 {recipients.of("$2")})
+        AND NOT EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1) AND NOT EXISTS (SELECT 1 FROM posts WHERE id = $1)
         ON CONFLICT (id) DO NOTHING RETURNING {_NEW}
     ), recorded AS (
         {audit.insertion("post.created", actor="$3", group="$2", ids=_NEW_IDS, source="new")}
     )
-    SELECT new.*, EXISTS (SELECT 1 {_RECIPIENTS.replace("$1", "$2")}) AS has_recipients FROM new
+    SELECT * FROM new
 """
 
 
@@ -226,11 +213,6 @@ async def is_known(post_id: UUID | None) -> bool:
         "SELECT EXISTS (SELECT 1 FROM posts WHERE id = $1) OR EXISTS (SELECT 1 FROM deleted_ids WHERE id = $1)", post_id
     )
     return bool(known)
-
-
-async def _has_recipients(group_id: UUID) -> bool:
-    found = await database.fetchval(f"SELECT EXISTS (SELECT 1 {_RECIPIENTS})", group_id)
-    return bool(found)
 
 
 # Put together once: as long as they are, they would take as long as the rest of a call.
@@ -411,179 +393,10 @@ async def _check_own_keys(caller_id: UUID, sealed_keys: Sequence[OwnKey]) -> Non
         raise Invalid(*errors)
 
 
-# ------------------------------------------------------------------------------------------------ sealing
-
-
-# To so many keys a post is sealed in well under a tenth of a second, for which a group may be locked.
-SEALED_UNDER_LOCK = 1000
-KEYS_AT_ONCE = 2000
-
-_TAKE = f"""
-    SELECT pg_try_advisory_xact_lock($2) AS is_ours, p.id, p."group", p.author, p.draft,
-        (SELECT count(*) FROM (SELECT 1 {_RECIPIENTS.replace("$1", 'p."group"')} LIMIT $3 + 1) few) > $3 AS is_for_many
-    FROM (SELECT) AS one LEFT JOIN posts p ON p.id = $1 AND p.status = 'pending'
-"""
-
-
-async def seal(
-    post_id: UUID,
-    worker_private_keys: Sequence[bytes],
-    seal_many: SealMany,
-    *,
-    sealed_under_lock: int = SEALED_UNDER_LOCK,
-) -> list[Event]:
-    """Seal a pending post to every usable key of every member, and erase its draft; what to announce.
-
-    For a big group half of the public-key operations run before the group is locked, so that it stays open to others
-    meanwhile. Under the lock the other half is sealed while the first is stored, which takes as long, and whatever key
-    has come since. Does nothing where there is nothing (more) to do. Raises SealingElsewhere.
-    """
-    async with database.transaction():
-        # The lock goes with this transaction, so a worker that dies holds nobody up.
-        post = await database.fetchrow(_TAKE, post_id, _lock_number(post_id), sealed_under_lock)
-        if post is None or not post["is_ours"]:
-            raise SealingElsewhere
-        if post["id"] is None:
-            return []
-        ids = sealing_posts.PostIds(post["id"], post["group"], post["author"])
-        try:
-            draft = drafts.open_draft(ids, post["draft"], worker_private_keys)
-            files = await _open_files(ids, draft.attachments, worker_private_keys)
-        except sealing_errors.DraftMismatch:
-            return await _fail(ids, "draft_mismatch")
-        except sealing_errors.DraftUnreadable:
-            return await _fail(ids, "draft_unreadable")
-        post_key = sealing_posts.new_post_key()
-        early: dict[UUID, bytes | None] = {}
-        if post["is_for_many"]:
-            everyone = await _recipients(ids.group)
-            half = list(everyone)[: len(everyone) // 2]
-            sealed_half = await seal_many(post_key, [everyone[key_id] for key_id in half])
-            early = dict(zip(half, sealed_half, strict=True))
-
-        if not await _lock_pending(ids):
-            return []
-        rest = await _store_keys(ids, await _recipients(ids.group), early, post_key, seal_many)
-        if rest is None:
-            return await _fail(ids, "no_recipients")
-        if files:
-            await attachments.erase_drafts(ids.post)
-        post_now = sealing_posts.seal_post(ids, draft.title, draft.content, files, post_key)
-        return await _store(post_now, ids, rest)
-
-
-async def _store_keys(
-    ids: sealing_posts.PostIds,
-    recipients: dict[UUID, bytes],
-    early: dict[UUID, bytes | None],
-    post_key: bytes,
-    seal_many: SealMany,
-) -> dict[UUID, bytes] | None:
-    """Seal to those of `recipients` that are not among `early`, and store all but the last portion, which is returned.
-
-    None if there is not one key that can be sealed to.
-    """
-    known = {key_id: early[key_id] for key_id in recipients if key_id in early}
-    missing = [key_id for key_id in recipients if key_id not in early]
-    portions: asyncio.Queue[dict[UUID, bytes | None] | None] = asyncio.Queue()
-    for portion in _in_portions(list(known)):
-        portions.put_nowait({key_id: known[key_id] for key_id in portion})
-
-    async def seal_missing() -> None:
-        try:
-            for portion in _in_portions(missing):
-                sealed = await seal_many(post_key, [recipients[key_id] for key_id in portion])
-                portions.put_nowait(dict(zip(portion, sealed, strict=True)))
-        finally:
-            portions.put_nowait(None)
-
-    unusable: list[UUID] = []
-    last: dict[UUID, bytes] | None = None
-    sealing = asyncio.create_task(seal_missing())
-    try:
-        while (sealed := await portions.get()) is not None:
-            unusable += [key_id for key_id, sealed_key in sealed.items() if sealed_key is None]
-            usable = {key_id: sealed_key for key_id, sealed_key in sealed.items() if sealed_key is not None}
-            if usable and last:
-                await insert_keys(ids.post, last)
-            last = usable or last
-        await sealing
-    finally:
-        sealing.cancel()
-    await _skip(unusable)
-    return last
-
-
-def _in_portions(key_ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
-    for start in range(0, len(key_ids), KEYS_AT_ONCE):
-        yield key_ids[start : start + KEYS_AT_ONCE]
-
-
-async def _open_files(
-    ids: sealing_posts.PostIds, attachment_ids: Sequence[UUID], worker_private_keys: Sequence[bytes]
-) -> list[Attachment]:
-    """What the post's document says of its files. Raises DraftMismatch, DraftUnreadable."""
-    if not attachment_ids:
-        return []
-    found = await attachments.drafts_of(ids.post, attachment_ids)
-    if len(found) < len(attachment_ids):
-        raise sealing_errors.DraftUnreadable
-    return [
-        drafts.open_file_draft(attachment_id, ids.author, found[attachment_id], worker_private_keys)
-        for attachment_id in attachment_ids
-    ]
-
-
-def _lock_number(post_id: UUID) -> int:
-    # The last 64 bits of a UUIDv7 are random; an advisory lock is named by a signed number of that size.
-    return int.from_bytes(post_id.bytes[8:], signed=True)
-
-
-async def _recipients(group_id: UUID) -> dict[UUID, bytes]:
-    rows = await database.fetch(f"SELECT k.id, k.public_key {_RECIPIENTS}", group_id)
-    return {row["id"]: row["public_key"] for row in rows}
-
-
-# The group, then the post: rows are locked in the order in which they are named.
-_LOCK_PENDING = (
-    'SELECT TRUE FROM user_groups g JOIN posts p ON p."group" = g.id'
-    " WHERE p.id = $1 AND g.id = $2 AND p.status = 'pending' FOR SHARE OF g FOR UPDATE OF p"
-)
-
-
-async def _lock_pending(ids: sealing_posts.PostIds) -> bool:
-    return bool(await database.fetchval(_LOCK_PENDING, ids.post, ids.group))
-
-
-async def _skip(key_ids: Iterable[UUID]) -> None:
-    """One member's odd key never stops a group: it is skipped, here and from now on, and that is on record."""
-    # In the same order everywhere, so that groups which share such members don't wait for one another in a circle.
-    for key_id in sorted(key_ids):
-        await database.execute("UPDATE user_keys SET unusable_at = now() WHERE id = $1", key_id)
-
-
 _INSERT_KEYS = """
     INSERT INTO post_keys (post, public_key, encrypted_key)
     SELECT $1, k.id, k.sealed FROM unnest($2::uuid[], $3::bytea[]) AS k (id, sealed)
 """
-_STORE = f"""
-    WITH sealed AS (
-        UPDATE posts SET status = 'sealed', draft = NULL, heading = $4, content = $5, content_hash = $6,
-            commitment = $7, sealed_at = now() WHERE id = $1
-    ), keys AS ({_INSERT_KEYS})
-    {events.INSERT.format("$8", "$9", "$10")}
-"""
-
-
-async def _store(post: sealing_posts.SealedPost, ids: sealing_posts.PostIds, sealed: dict[UUID, bytes]) -> list[Event]:
-    event = sealed_event(ids)
-    await database.execute(
-        _STORE,
-        *(ids.post, list(sealed), list(sealed.values())),
-        *(post.heading, post.content, post.content_hash, post.commitment),
-        *event,
-    )
-    return [event]
 
 
 async def insert_keys(post_id: UUID, sealed_keys: dict[UUID, bytes]) -> None:
@@ -595,34 +408,8 @@ def sealed_event(ids: sealing_posts.PostIds) -> Event:
     return events.event("post.sealed", [events.group_channel(ids.group)], ids.post, **_frame_fields(*ids))
 
 
-async def _fail(ids: sealing_posts.PostIds, failure: Failure) -> list[Event]:
-    if not await _lock_pending(ids):
-        return []
-    await database.execute("UPDATE posts SET status = 'failed', failure = $2 WHERE id = $1", ids.post, failure)
-    failed = events.event("post.failed", [events.user_channel(ids.author)], **_frame_fields(*ids), failure=failure)
-    return await events.record(failed)
-
-
-async def pending(older_than_s: float, limit: int) -> list[UUID]:
-    """Posts that have been waiting to be sealed for at least so long, oldest first."""
-    rows = await database.fetch(
-        "SELECT id FROM posts WHERE status = 'pending' AND created_at < now() - make_interval(secs => $1)"
-        " ORDER BY created_at LIMIT $2",
-        *(older_than_s, limit),
-    )
-    return [row["id"] for row in rows]
-
-
-async def unlocked(post_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the given posts that no worker is at."""
-    numbers = {_lock_number(post_id): post_id for post_id in post_ids}
-    rows = await database.fetch(
-        "SELECT n FROM unnest($1::bigint[]) n WHERE NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        " AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = n)",
-        list(numbers),
-    )
-    return {numbers[row["n"]] for row in rows}
+def failed_event(ids: sealing_posts.PostIds, failure: str) -> Event:
+    return events.event("post.failed", [events.user_channel(ids.author)], **_frame_fields(*ids), failure=failure)
 
 
 class Statistics(NamedTuple):

@@ -86,32 +86,46 @@ async def ask(
     For a credential that is `unproven` and does not stand no post is there. Raises PostNotFound, KeyNotFound,
     NotSealed, AlreadyReadable, AlreadyRequested, RecentlyDenied, NoKey.
     """
+    found = await database.fetchrow(_STATE, requester_id, post_id, key_id, unproven)
+    if found is not None and (asked := await _ask(requester_id, found, key_id, unproven)):
+        return asked
+    # Something changed in between, or it has to be told what is wrong: under locks nothing does.
     async with database.transaction():
         if not await database.fetchval(_LOCK_TO_ASK, requester_id, post_id, unproven):
             raise PostNotFound
-        state = await _state(requester_id, post_id, key_id)
-        _check_asking(state, key_id)
-        if state["pending_id"] is not None:
-            return await _row(state["pending_id"]), False, []
-        announced = _created(state, state["deciders"])
-        is_new = await database.fetchval(
-            _ASK,
-            *(state["id"], post_id, state["group_id"], requester_id, state["public_key_id"]),
-            *(announced[0] if announced else (None, None, None)),
-        )
-        if is_new:
-            return state, True, announced
+        found = await database.fetchrow(_STATE, requester_id, post_id, key_id, unproven)
+        if found is None:
+            raise PostNotFound
+        if asked := await _ask(requester_id, found, key_id, unproven):
+            return asked
     # Another request of the same user came in between: now it is there to be found.
     return await ask(requester_id, post_id, key_id, unproven)
 
 
+async def _ask(
+    requester_id: UUID, state: asyncpg.Record, key_id: UUID | None, unproven: UUID | None
+) -> tuple[asyncpg.Record, bool, list[Event]] | None:
+    """None if what `state` says of post and group is so no more."""
+    _check_asking(state, key_id)
+    if state["pending_id"] is not None:
+        return await _row(state["pending_id"]), False, []
+    announced = _created(state, state["deciders"])
+    is_new = await database.fetchval(
+        _ASK,
+        *(state["id"], state["post_id"], state["group_id"], requester_id, state["public_key_id"]),
+        *(announced[0] if announced else (None, None, None)),
+        *(state["version"], unproven, state["created_at"]),
+    )
+    return (state, True, announced) if is_new else None
+
+
 # The requester's row, the post's group, the post: locked in the order in which they are named. Of a post that is being
 # deleted nothing is left once that is through.
-_LOCK_TO_ASK = (
-    'SELECT TRUE FROM posts p JOIN user_group_association m ON m."group" = p."group" JOIN users u ON u.id = m."user"'
-    ' JOIN user_groups g ON g.id = p."group"'
-    f" WHERE u.id = $1 AND p.id = $2 AND {stands('$3')} FOR KEY SHARE OF u FOR SHARE OF g FOR KEY SHARE OF p"
-)
+_TO_ASK = f"""
+    FROM posts p JOIN user_group_association m ON m."group" = p."group" JOIN users u ON u.id = m."user"
+    JOIN user_groups g ON g.id = p."group"
+    WHERE u.id = {{0}} AND p.id = {{1}} AND {stands("{2}")} FOR KEY SHARE OF u FOR SHARE OF g FOR KEY SHARE OF p"""
+_LOCK_TO_ASK = f"SELECT TRUE {_TO_ASK.format('$1', '$2', '$3')}"
 
 
 async def lock_group_of_post(member_id: UUID, post_id: UUID) -> None:
@@ -157,13 +171,15 @@ _DECIDERS = f"""
 # All that decides about asking, and all that the answer and the frame say of a request that is yet to be stored.
 _STATE = f"""
     WITH r AS MATERIALIZED (
-        SELECT uuidv7() AS id, $1 AS "user", p.id AS post, p."group", p.author, p.status
-        FROM posts p JOIN user_group_association m ON m."group" = p."group" AND m."user" = $1 WHERE p.id = $2
+        SELECT uuidv7() AS id, $1 AS "user", p.id AS post, p."group", p.author, p.status,
+            g.recipients_version AS version
+        FROM posts p JOIN user_group_association m ON m."group" = p."group" AND m."user" = $1
+        JOIN user_groups g ON g.id = p."group" WHERE p.id = $2 AND {stands("$4")}
     ), named AS MATERIALIZED ({_NAMED})
     SELECT r.id, r.post AS post_id, r."group" AS group_id, r."user" AS requester_id, u.name AS requester_name,
         k.id AS public_key_id, k.public_key, k.verify_key, 'pending' AS status, now() AS created_at,
         NULL::timestamptz AS decided_at, NULL::uuid AS decided_by,
-        r.status AS post_status, {holds("$1", "r.post")} AS is_readable,
+        r.status AS post_status, r.version, {holds("$1", "r.post")} AS is_readable,
         EXISTS (SELECT 1 FROM user_keys own WHERE own."user" = $1 AND own.id = $3) AS knows_key,
         w.id AS pending_id, w.public_key AS pending_key_id,
         (SELECT max(d.decided_at) + interval '1 day' FROM read_post_request d WHERE d.post = r.post
@@ -178,9 +194,11 @@ _STATE = f"""
 """
 _ASK_IDS = "jsonb_build_object('request_id', $1, 'post_id', $2)"
 _ASK = f"""
-    WITH new AS (
-        INSERT INTO read_post_request (id, post, "group", "user", public_key, status)
-        VALUES ($1, $2, $3, $4, $5, 'pending') ON CONFLICT DO NOTHING RETURNING id
+    WITH locked AS MATERIALIZED (
+        SELECT p.id AS post, g.recipients_version AS version {_TO_ASK.format("$4", "$2", "$10")}
+    ), new AS (
+        INSERT INTO read_post_request (id, post, "group", "user", public_key, status, created_at)
+        SELECT $1, post, $3, $4, $5, 'pending', $11 FROM locked WHERE version = $9 ON CONFLICT DO NOTHING RETURNING id
     ), recorded AS (
         {audit.insertion("read_request.created", actor="$4", group="$3", ids=_ASK_IDS, source="new")}
     ), told AS (
@@ -189,14 +207,6 @@ _ASK = f"""
     )
     SELECT TRUE FROM new
 """
-
-
-async def _state(requester_id: UUID, post_id: UUID, key_id: UUID | None) -> asyncpg.Record:
-    """In one statement after the lock. Raises PostNotFound."""
-    row = await database.fetchrow(_STATE, requester_id, post_id, key_id)
-    if row is None:
-        raise PostNotFound
-    return row
 
 
 def _check_asking(state: asyncpg.Record, named_key_id: UUID | None) -> None:

@@ -89,6 +89,7 @@ class UserGroup(Table, tablename="user_groups"):
     created_by = ForeignKey(User, null=True, default=None, on_delete=OnDelete.set_null)
     request_mac = Bytea(help_text="tells whether a repeated creation is the same request")
     created_at = Timestamptz(default=TimestamptzNow())
+    recipients_version = BigInt(default=0, help_text="raised by each change of its members or of their keys")
 
 
 class UserGroupAssociation(Table, tablename="user_group_association"):

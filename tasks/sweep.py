@@ -2,8 +2,9 @@
 
 * A pending post that is not queued is enqueued: its job was never sent, or Redis lost it.
 * A pending post whose job is put off for longer than any is, by a clock that is wrong, is put off no longer.
-* A pending post whose job is in the hands of a worker, while nobody holds the post's lock in Postgres, was left behind
-  by a worker that died. arq would keep the claim until the longest job would have timed out; here it is released.
+* A pending post whose job has been in the hands of a worker for longer than a few readers take, while nobody holds the
+  post's lock in Postgres, was left behind by a worker that died. arq would keep the claim until the longest job would
+  have timed out; here it is released. Where the worker lives after all, the post is sealed twice and stored once.
 * Files that no post has taken for a day go, and the objects of all that is deleted.
 * An event that was committed and not announced is announced.
 * An entry of the audit log that has no place in its chain yet gets one.
@@ -21,7 +22,7 @@ from arq.connections import ArqRedis
 from obstore.store import ObjectStore
 from redis.exceptions import ResponseError
 
-from server import attachments, audit, channels, credentials, events, jobs, links, objects, posts, quotas, usage
+from server import attachments, audit, channels, credentials, events, jobs, links, objects, pending_posts, quotas, usage
 from server.channels import UNAVAILABLE
 from server.events import Event
 from tasks.seal import MAX_BACKOFF_S, place
@@ -79,7 +80,7 @@ async def isolate(step: Callable[..., Awaitable[Any]], *args: Any) -> None:
 
 async def repair_queue(redis: ArqRedis, claim_s: float) -> None:
     """`claim_s`: for how long a worker claims a job, in seconds."""
-    due = await posts.pending(DUE_AFTER_S, MAX_POSTS)
+    due = await pending_posts.waiting(DUE_AFTER_S, MAX_POSTS)
     if not due:
         return
     known = await jobs.look_up_seals(redis, due)
@@ -88,12 +89,12 @@ async def repair_queue(redis: ArqRedis, claim_s: float) -> None:
         await jobs.enqueue_seals(redis, lost)
         logger.info("enqueued posts that were not in the queue", extra={"posts": len(lost)})
     await jobs.pull_forward_seals(redis, due, MAX_BACKOFF_S)
-    # A worker that has only just taken a job may not have come to its lock yet.
+    # A worker that has only just taken a job may not have come to its lock yet, or need none.
     newest_ms_left = (claim_s - DUE_AFTER_S) * 1000
     claimed = [
         post_id for post_id in due if (left := known[post_id].running_ms_left) is not None and left < newest_ms_left
     ]
-    if claimed and (orphaned := await posts.unlocked(claimed)):
+    if claimed and (orphaned := await pending_posts.unlocked(claimed)):
         await jobs.release_seals(redis, orphaned)
         logger.info("took posts from workers that are gone", extra={"posts": len(orphaned)})
 

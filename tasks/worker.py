@@ -5,6 +5,7 @@ or Postgres is waited for, however long it takes; what a new start could mend en
 """
 
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -35,7 +36,7 @@ from server.sealing.drafts import worker_key_id
 from server.sealing.keys import encryption_pair
 from server.settings import Settings, SettingsError, load
 from server.up import attach
-from tasks.seal import seal_post
+from tasks.seal import seal_many, seal_post, together
 from tasks.sweep import EVERY_S, TIMEOUT_S, sweep
 
 logger = logging.getLogger(__name__)
@@ -210,11 +211,12 @@ async def open_worker(settings: Settings, redis: ArqRedis, **options: Any) -> As
         job_deserializer=jobs.deserialize,
         **options,
     )
+    seal_few = functools.partial(seal_many, threads, thread_count)
     worker.ctx |= {
         "worker_private_keys": settings.worker_private_keys,
-        "threads": threads,
-        "patient_threads": patient_threads,
-        "thread_count": thread_count,
+        # A big group goes behind everything else on the machine; a post for a few is what somebody waits for.
+        "seal_many": functools.partial(seal_many, patient_threads, thread_count),
+        "together": together(settings.worker_private_keys, seal_few),
         "sweeping": asyncio.Lock(),
         "store": objects.open_store(settings),
         "claim_s": worker.in_progress_timeout_s,

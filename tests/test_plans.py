@@ -17,12 +17,26 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from server import audit, credentials, database, erasure, events, export, groups, keys, posts, requests
+from server import (
+    audit,
+    credentials,
+    database,
+    erasure,
+    events,
+    export,
+    groups,
+    keys,
+    pending_posts,
+    posts,
+    recipients,
+    requests,
+)
 from server.credentials import Caller, Claims
 from server.embedded import postgres_binary
 from server.errors import Unauthenticated
 from server.lists import Page
-from server.sealing.posts import PostIds
+from server.pending_posts import Made
+from server.sealing.posts import PostIds, SealedPost
 from server.settings import Settings
 
 # One group with most of the posts and hundreds of members, many small ones, and one user who is in a hundred of them.
@@ -51,6 +65,9 @@ FILL = """
             id_of('user', CASE WHEN n < 14000 THEN n % 400 ELSE n % 500 END), 'sealed', 'server', sha512(''),
             decode(repeat('ab', 400), 'hex'), sha256(''), sha256(''), '',
             now() - n * interval '1 minute', now() FROM generate_series(0, 19999) n;
+    INSERT INTO posts (id, "group", author, status, sealed_by, draft, request_mac)
+        SELECT id_of('post', n), id_of('group', 7), id_of('user', 7), 'pending', 'server', 'draft', ''
+        FROM generate_series(20000, 20009) n;
     INSERT INTO post_keys (post, public_key, encrypted_key)
         SELECT id_of('post', n), id_of('key', (n + 7 * m) % 400), decode(repeat('cd', 80), 'hex')
         FROM generate_series(0, 13999) n, generate_series(0, 4) m
@@ -86,6 +103,11 @@ OWNER, MEMBER, IN_MANY_GROUPS, IN_SMALL_GROUPS = (id_of("user", number) for numb
 TOKEN = id_of("token", 77)
 BIG, SMALL = id_of("group", 0), id_of("group", 7)
 FIVE_DAYS_AGO = datetime.now(UTC) - timedelta(days=5)
+TO_SEAL = [id_of("post", number) for number in range(20_000, 20_010)]
+REQUEST = (
+    *(id_of("request", 20_000), id_of("post", 14_001), id_of("group", 1), IN_SMALL_GROUPS, id_of("key", 1000)),
+    *(None, None, None, 0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +183,13 @@ def literal(value: Any) -> str:
     if isinstance(value, bytes):
         return f"'\\x{value.hex()}'"
     if isinstance(value, list | set):
-        return f"'{{{','.join(map(str, value))}}}'"
+        return f"'{{{','.join(map(element, value))}}}'"
     return f"'{value}'"
+
+
+def element(value: Any) -> str:
+    text = f"\\x{value.hex()}" if isinstance(value, bytes) else str(value)
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -201,6 +228,11 @@ def fifty_callers() -> list[Caller]:
     ]
 
 
+def made(post_id: UUID) -> Made:
+    post = SealedPost(b"heading", b"content", bytes(32), bytes(32), None)
+    return Made(post, PostIds(post_id, SMALL, id_of("user", 7)), 0, {id_of("key", 7): bytes(80)})
+
+
 async def pages_of_an_export(user_id: UUID) -> None:
     for section in export.SECTIONS.values():
         await database.fetch(f"{section.sql} LIMIT {section.page}", user_id, *section.key.values())
@@ -222,9 +254,15 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     "one post for a known caller": (20, lambda: posts.read(MEMBER, id_of("post", 5000), TOKEN)),
     "proving a known caller": (2, lambda: credentials.prove(TOKEN)),
     "locking to post": (10, lambda: posts.lock_group(MEMBER, BIG)),
-    "posting": (30, lambda: database.fetchrow(posts._PUBLISH, id_of("post", 30_000), BIG, MEMBER, b"draft", b"mac")),
-    "what a worker takes": (10_000, lambda: database.fetchrow(posts._TAKE, id_of("post", 20_000), 1, 1000)),
-    "locking to seal": (10, lambda: posts._lock_pending(PostIds(id_of("post", 20_000), BIG, MEMBER))),
+    "posting": (
+        40,
+        lambda: database.fetchrow(posts._PUBLISH, id_of("post", 30_000), BIG, MEMBER, b"draft", b"mac", TOKEN),
+    ),
+    "what a worker takes together": (2000, lambda: database.fetch(pending_posts._TAKE_FEW, TO_SEAL, 1000)),
+    "what a worker stores together": (500, lambda: pending_posts._store_few([made(post_id) for post_id in TO_SEAL])),
+    "what a worker takes": (10, lambda: database.fetchrow(pending_posts._TAKE, TO_SEAL[0])),
+    "locking to seal": (10, lambda: pending_posts._lock_recipients(BIG)),
+    "taking sealed keys back": (500, lambda: pending_posts._forget_keys(id_of("post", 100), [id_of("key", 0)])),
     "locking to ask": (10, lambda: database.fetchval(requests._LOCK_TO_ASK, MEMBER, id_of("post", 100), None)),
     "one request": (200, lambda: requests.read(OWNER, id_of("request", 0))),
     "pending requests for an owner": (9000, lambda: requests.list_to_decide(OWNER, "pending", Page(limit=1000))),
@@ -236,7 +274,11 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
         200,
         lambda: requests.list_decided_since(MEMBER, FIVE_DAYS_AGO, 1000),
     ),
-    "asking": (50, lambda: requests._state(IN_SMALL_GROUPS, id_of("post", 14_001), None)),
+    "asking": (
+        50,
+        lambda: database.fetchrow(requests._STATE, IN_SMALL_GROUPS, id_of("post", 14_001), None, TOKEN),
+    ),
+    "storing a request": (50, lambda: database.fetchval(requests._ASK, *REQUEST, TOKEN, NOW)),
     "deciders of a post of a big group": (200, lambda: requests._deciders([id_of("request", 0)])),
     "deciders where neither author nor owners hold the key": (2500, lambda: requests._deciders([id_of("request", 3)])),
     "deciders of many posts": (5000, lambda: requests._deciders([id_of("request", 50 * n) for n in range(50)])),
@@ -250,8 +292,9 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     "one's own API keys": (200, lambda: credentials.list_api_keys(MEMBER, Page())),
     "open sockets' credentials": (200, lambda: credentials.live_credentials(fifty_callers())),
     "open sockets' groups": (500, lambda: groups.memberships([id_of("user", n) for n in range(50)])),
-    "recipients of a post": (10_000, lambda: posts._recipients(BIG)),
-    "whether there are recipients": (20, lambda: posts._has_recipients(BIG)),
+    "recipients of a post": (10_000, lambda: pending_posts._recipients(BIG)),
+    "changing a group": (10, lambda: recipients.change_group(BIG)),
+    "changing the groups of somebody": (400, lambda: recipients.change_groups_of(IN_MANY_GROUPS)),
     "somebody's keys": (50, lambda: keys.list_of_user(MEMBER, id_of("user", 78))),
     "a group's audit log": (60, lambda: audit.find(Page(), group_id=SMALL)),
     "one's own audit log": (250, lambda: audit.find(Page(), user_id=MEMBER)),
@@ -261,7 +304,7 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     "all groups that know of a user": (2000, lambda: database.fetch(erasure._GROUPS, MEMBER)),
     "cancelling for a requester": (400, lambda: requests.cancel_of_requester(MEMBER)),
     "cancelling for an author": (400, lambda: requests.cancel_of_author(MEMBER)),
-    "what the sweep finds to seal": (10, lambda: posts.pending(5, 10_000)),
+    "what the sweep finds to seal": (10, lambda: pending_posts.waiting(5, 10_000)),
     "what the sweep finds to announce": (10, lambda: events.unpublished(5, 500)),
 }
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -12,9 +12,9 @@ import httpx
 import pytest
 import uuid_utils.compat
 
-from server import database, erasure, groups, posts
+from server import database, erasure, groups, pending_posts
 from server.credentials import Caller
-from server.posts import SealingElsewhere
+from server.pending_posts import SealingElsewhere, ToSeal
 from server.sealing.encoding import encode_base64
 from server.settings import Settings
 from tests.faults.interleavings import (
@@ -116,14 +116,14 @@ async def test_of_ten_sealings_at_once_one_is_made(stage: Stage) -> None:
     begun = 0
 
     async def seal() -> int:
-        async def seal_many(_: bytes, public_keys: list[bytes]) -> list[bytes | None]:
+        async def seal_many(to_seal: Sequence[ToSeal]) -> list[bytes | None]:
             nonlocal begun
-            begun += 1
+            begun += bool(to_seal)
             await asyncio.sleep(0.05)
-            return [bytes(80)] * len(public_keys)
+            return [bytes(80)] * len(to_seal)
 
         try:
-            return len(await posts.seal(scene.post_id, stage.settings.worker_private_keys, seal_many))
+            return len(await pending_posts.seal(scene.post_id, stage.settings.worker_private_keys, seal_many))
         except SealingElsewhere:
             return 0
 
@@ -233,6 +233,50 @@ async def test_removed_holder_has_added_its_keys_before_or_not_at_all(
         removal = alice.delete(f"/groups/{group_id}/members/{bob.id}")
         args = (post["id"], phone.id, bytes(80))
         assert (await removed_meanwhile(postgres, KEY, args, adding, removal)).status_code == 201
+
+
+async def answered_during(
+    postgres: asyncpg.Connection, removing: Coroutine[Any, Any, Any], acting: Coroutine[Any, Any, Any]
+) -> Any:
+    """What is answered to `acting`, which begins while the removal, all but done, has yet to be committed."""
+    transaction = postgres.transaction()
+    await transaction.start()
+    # The audit log is the last that a removal writes to, but for what it announces.
+    await postgres.execute("LOCK TABLE audit_log IN SHARE MODE")
+    removal = asyncio.create_task(removing)
+    await until(lambda: waiting(1))
+    act = asyncio.create_task(acting)
+    await until(lambda: waiting(2))
+    await transaction.rollback()
+    removed, answer = await asyncio.gather(removal, act)
+    assert removed.status_code == 204
+    return answer
+
+
+async def test_who_is_being_removed_can_post_no_more(server: str, alice: Person, postgres: asyncpg.Connection) -> None:
+    async with person(server, "Bob") as bob:
+        group_id = await alice.found_group(bob)
+        removal = alice.delete(f"/groups/{group_id}/members/{bob.id}")
+        posting = bob.post("/posts", {"group_id": group_id, "title": "A title", "content": "Some text"})
+        assert code(await answered_during(postgres, removal, posting)) == (404, "group_not_found")
+
+
+async def test_who_is_being_removed_can_ask_no_more(server: str, alice: Person, postgres: asyncpg.Connection) -> None:
+    async with person(server, "Carol") as carol:
+        story = await begin(alice, carol)
+        removal = alice.delete(f"/groups/{story.group_id}/members/{carol.id}")
+        asking = carol.post(f"/posts/{story.post_id}/request_read")
+        assert code(await answered_during(postgres, removal, asking)) == (404, "post_not_found")
+
+
+async def test_post_that_is_being_deleted_is_not_made_again(
+    server: str, alice: Person, postgres: asyncpg.Connection
+) -> None:
+    group_id, post_id = await alice.found_group(), str(uuid_utils.compat.uuid7())
+    body = {"group_id": group_id, "title": "A title", "content": "Some text", "id": post_id}
+    good(await alice.post("/posts", body), 201)
+    deletion, repeating = alice.delete(f"/posts/{post_id}"), alice.post("/posts", body)
+    assert code(await answered_during(postgres, deletion, repeating)) == (409, "id_taken")
 
 
 # ---------------------------------------------------------------------------------- nobody waits in a circle

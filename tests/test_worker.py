@@ -326,21 +326,21 @@ async def test_each_key_gets_its_own_seal_and_a_bad_one_none(threads: ThreadPool
     low_order, short = bytes(32), b"short"
     given = [low_order, *(pair.public for pair in pairs[:300]), short, *(pair.public for pair in pairs[300:])]
 
-    sealed = await seal_many(threads, 2, post_key, given)
+    sealed = await seal_many(threads, 2, [(post_key, public_key) for public_key in given])
 
     assert [position for position, key in enumerate(sealed) if key is None] == [0, 301]
     opened = [open_key(key, pair.private) for key, pair in zip(filter(None, sealed), pairs, strict=True)]
     assert set(opened) == {post_key}
-    assert await seal_many(threads, 2, post_key, []) == []
+    assert await seal_many(threads, 2, []) == []
 
 
 async def test_sealing_many_keys_leaves_the_loop_free_and_lets_a_small_post_pass(threads: ThreadPoolExecutor) -> None:
     public_key = keys.new_encryption_pair().public
     begun = time.monotonic()
-    big = asyncio.create_task(seal_many(threads, 2, bytes(32), [public_key] * 20_000))
+    big = asyncio.create_task(seal_many(threads, 2, [(bytes(32), public_key)] * 20_000))
     ticking = asyncio.create_task(longest_pause(big))
     await asyncio.sleep(0)
-    await seal_many(threads, 2, bytes(32), [public_key])
+    await seal_many(threads, 2, [(bytes(32), public_key)])
     small_s = time.monotonic() - begun
     await big
     big_s = time.monotonic() - begun

@@ -5,16 +5,18 @@ in this process, so that a sealing can be held up at the right places; what is s
 """
 
 import asyncio
+import contextlib
 import os
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
 import httpx
 
-from server import administration, database, groups, keys, posts
+from server import administration, database, groups, keys, pending_posts, posts
+from server.pending_posts import ToSeal
 from server.settings import Settings
 from tests.faults.outcomes import Draw, Outcome
 from tests.faults.sites import Site
@@ -110,26 +112,37 @@ async def keys_of(post_id: UUID) -> set[UUID]:
     }
 
 
-async def seal_slowly(scene: Scene, chance: random.Random) -> UUID:
-    """Seal the post; before the group is locked a key is added, so that one more is to be sealed under the lock."""
+async def seal_slowly(scene: Scene, chance: random.Random, *, late_key: bool = True) -> UUID:
+    """Seal the post, as one for a few or as one for many; for many a key is added before the group is locked for good.
+
+    That key, or the owner's if there is none. Without `late_key` none is added: where the group is locked by what waits
+    for the sealing, that would go in a circle.
+    """
     late_key_ids: list[UUID] = []
 
-    async def seal_many(_: bytes, public_keys: list[bytes]) -> list[bytes | None]:
-        if not late_key_ids:
-            late_key_ids.append(await insert_elsewhere(scene.owner.id))
+    async def pause(to_seal: Sequence[ToSeal]) -> list[bytes | None]:
         await asyncio.sleep(chance.uniform(0, MAX_PAUSE_S))
-        return [bytes(80)] * len(public_keys)
+        return [bytes(80)] * len(to_seal)
 
-    # As for a big group, a part of whose keys is sealed to before the group is locked.
-    await posts.seal(scene.post_id, scene.stage.settings.worker_private_keys, seal_many, sealed_under_lock=0)
+    async def add_key(to_seal: Sequence[ToSeal]) -> list[bytes | None]:
+        if to_seal and not late_key_ids:
+            late_key_ids.append(await insert_elsewhere(scene.owner.id))
+        return await pause(to_seal)
+
+    private_keys = scene.stage.settings.worker_private_keys
+    if chance.random() < 0.5 and scene.post_id in await pending_posts.seal_few([scene.post_id], private_keys, pause):
+        return scene.owner_key_id
+    await pending_posts.seal(scene.post_id, private_keys, add_key if late_key else pause)
     return late_key_ids[0] if late_key_ids else scene.owner_key_id
 
 
 async def insert_elsewhere(user_id: UUID) -> UUID:
-    """On a connection of its own, not on that of the sealing."""
+    """As an enrolment does, on a connection of its own, not on that of the sealing."""
     assert database.ENGINE.pool
     key_id: UUID = await database.ENGINE.pool.fetchval(
-        'INSERT INTO user_keys ("user", public_key, verify_key, proof, label)'
+        "WITH changed AS (UPDATE user_groups SET recipients_version = recipients_version + 1"
+        ' WHERE id IN (SELECT "group" FROM user_group_association WHERE "user" = $1))'
+        ' INSERT INTO user_keys ("user", public_key, verify_key, proof, label)'
         " VALUES ($1, $2, $3, $4, 'key') RETURNING id",
         *(user_id, os.urandom(32), bytes(32), bytes(64)),
     )
@@ -207,7 +220,10 @@ def deletion(delete: Act) -> Play:
             assert not await is_served(scene, scene.owner), "it is served although it is deleted"
 
         async def seal() -> bool:
-            await seal_slowly(scene, chance)
+            # Once one has begun the other waits for its end.
+            await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
+            with contextlib.suppress(pending_posts.SealingElsewhere):
+                await seal_slowly(scene, chance, late_key=False)
             return await status(scene.post_id) is not None
 
         sealed_first, _ = await asyncio.gather(seal(), go())
