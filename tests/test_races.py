@@ -166,9 +166,11 @@ async def removed_meanwhile(
     return answer
 
 
-async def waiting(count: int) -> bool:
+async def waiting(count: int, kind: str = "%") -> bool:
     found = await database.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        " AND wait_event LIKE $1",
+        kind,
     )
     return bool(found >= count)
 
@@ -244,9 +246,9 @@ async def answered_during(
     # The audit log is the last that a removal writes to, but for what it announces.
     await postgres.execute("LOCK TABLE audit_log IN SHARE MODE")
     removal = asyncio.create_task(removing)
-    await until(lambda: waiting(1))
+    await until(lambda: waiting(1, "relation"))
     act = asyncio.create_task(acting)
-    await until(lambda: waiting(2))
+    await until(lambda: waiting(1, "transactionid"))
     await transaction.rollback()
     removed, answer = await asyncio.gather(removal, act)
     assert removed.status_code == 204
@@ -269,12 +271,17 @@ async def test_who_is_being_removed_can_ask_no_more(server: str, alice: Person, 
         assert code(await answered_during(postgres, removal, asking)) == (404, "post_not_found")
 
 
+async def is_sealed(post_id: str) -> bool:
+    return await status(UUID(post_id)) == "sealed"
+
+
 async def test_post_that_is_being_deleted_is_not_made_again(
     server: str, alice: Person, postgres: asyncpg.Connection
 ) -> None:
     group_id, post_id = await alice.found_group(), str(uuid_utils.compat.uuid7())
     body = {"group_id": group_id, "title": "A title", "content": "Some text", "id": post_id}
     good(await alice.post("/posts", body), 201)
+    await until(lambda: is_sealed(post_id))
     deletion, repeating = alice.delete(f"/posts/{post_id}"), alice.post("/posts", body)
     assert code(await answered_during(postgres, deletion, repeating)) == (409, "id_taken")
 
