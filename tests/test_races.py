@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 import uuid_utils.compat
 
-from server import database, erasure, groups, pending_posts
+from server import database, erasure, groups, pending_posts, recipients
 from server.credentials import Caller
 from server.pending_posts import SealingElsewhere, ToSeal
 from server.sealing.encoding import encode_base64
@@ -166,11 +167,9 @@ async def removed_meanwhile(
     return answer
 
 
-async def waiting(count: int, kind: str = "%") -> bool:
+async def waiting(count: int) -> bool:
     found = await database.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        " AND wait_event LIKE $1",
-        kind,
     )
     return bool(found >= count)
 
@@ -238,52 +237,48 @@ async def test_removed_holder_has_added_its_keys_before_or_not_at_all(
 
 
 async def answered_during(
-    postgres: asyncpg.Connection, removing: Coroutine[Any, Any, Any], acting: Coroutine[Any, Any, Any]
+    postgres: asyncpg.Connection, acting: Coroutine[Any, Any, Any], *changing: Coroutine[Any, Any, Any]
 ) -> Any:
-    """What is answered to `acting`, which begins while the removal, all but done, has yet to be committed."""
-    transaction = postgres.transaction()
-    await transaction.start()
-    # The audit log is the last that a removal writes to, but for what it announces.
-    await postgres.execute("LOCK TABLE audit_log IN SHARE MODE")
-    removal = asyncio.create_task(removing)
-    await until(lambda: waiting(1, "relation"))
-    act = asyncio.create_task(acting)
-    await until(lambda: waiting(1, "transactionid"))
-    await transaction.rollback()
-    removed, answer = await asyncio.gather(removal, act)
-    assert removed.status_code == 204
-    return answer
+    """What is answered to `acting`, which has begun, and waits, when the changes are committed."""
+    async with postgres.transaction():
+        current = database.ENGINE.current_transaction.set(SimpleNamespace(connection=postgres))  # type: ignore[arg-type]
+        try:
+            for change in changing:
+                await change
+        finally:
+            database.ENGINE.current_transaction.reset(current)
+        act = asyncio.create_task(acting)
+        await until(lambda: waiting(1))
+    return await act
+
+
+def removing(group_id: str, user_id: UUID) -> tuple[Coroutine[Any, Any, Any], ...]:
+    delete = 'DELETE FROM user_group_association WHERE "group" = $1 AND "user" = $2'
+    return recipients.change_group(UUID(group_id)), database.execute(delete, group_id, user_id)
 
 
 async def test_who_is_being_removed_can_post_no_more(server: str, alice: Person, postgres: asyncpg.Connection) -> None:
     async with person(server, "Bob") as bob:
         group_id = await alice.found_group(bob)
-        removal = alice.delete(f"/groups/{group_id}/members/{bob.id}")
         posting = bob.post("/posts", {"group_id": group_id, "title": "A title", "content": "Some text"})
-        assert code(await answered_during(postgres, removal, posting)) == (404, "group_not_found")
+        answer = await answered_during(postgres, posting, *removing(group_id, bob.id))
+        assert code(answer) == (404, "group_not_found")
 
 
 async def test_who_is_being_removed_can_ask_no_more(server: str, alice: Person, postgres: asyncpg.Connection) -> None:
     async with person(server, "Carol") as carol:
         story = await begin(alice, carol)
-        removal = alice.delete(f"/groups/{story.group_id}/members/{carol.id}")
         asking = carol.post(f"/posts/{story.post_id}/request_read")
-        assert code(await answered_during(postgres, removal, asking)) == (404, "post_not_found")
+        answer = await answered_during(postgres, asking, *removing(story.group_id, carol.id))
+        assert code(answer) == (404, "post_not_found")
 
 
-async def is_sealed(post_id: str) -> bool:
-    return await status(UUID(post_id)) == "sealed"
-
-
-async def test_post_that_is_being_deleted_is_not_made_again(
-    server: str, alice: Person, postgres: asyncpg.Connection
-) -> None:
+async def test_post_that_is_being_deleted_is_not_made_again(alice: Person, postgres: asyncpg.Connection) -> None:
     group_id, post_id = await alice.found_group(), str(uuid_utils.compat.uuid7())
     body = {"group_id": group_id, "title": "A title", "content": "Some text", "id": post_id}
-    good(await alice.post("/posts", body), 201)
-    await until(lambda: is_sealed(post_id))
-    deletion, repeating = alice.delete(f"/posts/{post_id}"), alice.post("/posts", body)
-    assert code(await answered_during(postgres, deletion, repeating)) == (409, "id_taken")
+    await alice.wait_until_sealed(good(await alice.post("/posts", body), 201)["id"])
+    deletion = database.execute("DELETE FROM posts WHERE id = $1", post_id)
+    assert code(await answered_during(postgres, alice.post("/posts", body), deletion)) == (409, "id_taken")
 
 
 # ---------------------------------------------------------------------------------- nobody waits in a circle
