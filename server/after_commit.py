@@ -25,14 +25,18 @@ class Following(NamedTuple):
     """What goes together, of one process and one Redis, which comes along with each."""
 
     announcements: Together[tuple[Redis, Sequence[Event]], None]
+    announced: Together[Sequence[Event], None]
     seals: Together[tuple[ArqRedis, UUID, str | None], None]
     sealing_times: Together[tuple[ArqRedis, float], None]
 
 
 async def _announce(batch: list[tuple[Redis, Sequence[Event]]]) -> list[None]:
-    announced = [event for _, some in batch for event in some]
-    await channels.publish_many(batch[0][0], announced)
-    await events.published([event.id for event in announced])
+    await channels.publish_many(batch[0][0], [event for _, some in batch for event in some])
+    return [None] * len(batch)
+
+
+async def _forget(batch: list[Sequence[Event]]) -> list[None]:
+    await events.published([event.id for some in batch for event in some])
     return [None] * len(batch)
 
 
@@ -53,7 +57,9 @@ _following: WeakKeyDictionary[Redis, Following] = WeakKeyDictionary()
 def following(redis: Redis) -> Following:
     found = _following.get(redis)
     if found is None:
-        found = _following[redis] = Following(Together(_announce), Together(_enqueue), Together(_note))
+        found = _following[redis] = Following(
+            Together(_announce), Together(_forget), Together(_enqueue), Together(_note)
+        )
     return found
 
 
@@ -63,6 +69,7 @@ async def announce(redis: Redis, announced: Sequence[Event]) -> None:
         return
     try:
         await following(redis).announcements.add((redis, announced))
+        await following(redis).announced.add(announced)
     except (*channels.UNAVAILABLE, *database.UNAVAILABLE) as error:
         logger.warning("events are left to the sweep", extra={"events": len(announced), "error": type(error).__name__})
 

@@ -5,6 +5,7 @@ or Postgres is waited for, however long it takes; what a new start could mend en
 """
 
 import asyncio
+import contextvars
 import functools
 import logging
 import os
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 import arq.worker
 import msgspec
@@ -25,7 +26,7 @@ import rich_click as click
 import uvloop
 from arq import cron, func
 from arq.connections import ArqRedis
-from arq.constants import in_progress_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.utils import timestamp_ms, to_unix_ms
 
 from server import coredumps, database, jobs, logs, objects
@@ -61,12 +62,67 @@ GOODBYE_S = 0.5
 ANSWER_TIMEOUT_S = 5.0
 
 
+# ARGV: queue, Unix time in milliseconds, how many at most, for how many milliseconds, for how many seconds the number
+# of tries is kept, and the jobs. What `run_job` would ask for first is answered along: the job, and which try this is.
+CLAIM = f"""
+local queue, now_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local claimed = {{}}
+for place = 6, #ARGV do
+  local id = ARGV[place]
+  local claim, tries = '{in_progress_key_prefix}' .. id, '{retry_key_prefix}' .. id
+  if #claimed < room and redis.call('EXISTS', claim) == 0 then
+    -- Not where another worker has ended it, or put it off, since the queue was read.
+    local score = redis.call('ZSCORE', queue, id)
+    if score and tonumber(score) <= now_ms then
+      redis.call('SET', claim, '1', 'PX', ARGV[4])
+      local number = redis.call('INCR', tries)
+      redis.call('EXPIRE', tries, ARGV[5])
+      table.insert(claimed, {{id, score, redis.call('GET', '{job_key_prefix}' .. id), number}})
+    end
+  end
+end
+return claimed
+"""
+RETRIES_KEPT_S = 88_400  # arq's own
+
+
+class Brought:
+    """Stands in for the connections of a worker in the first round trip of `run_job`, which a claim has saved it."""
+
+    def __init__(self, job: bytes | None, number: int) -> None:
+        self._answers = (job, number, True)
+
+    def pipeline(self, transaction: bool) -> "Brought":  # noqa: ARG002 - as it is called
+        return self
+
+    async def __aenter__(self) -> "Brought":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def get(self, _: str) -> None:
+        pass
+
+    def incr(self, _: str) -> None:
+        pass
+
+    def expire(self, _: str, __: int) -> None:
+        pass
+
+    async def execute(self) -> tuple[bytes | None, int, bool]:
+        return self._answers
+
+
+_BROUGHT: contextvars.ContextVar[Brought | None] = contextvars.ContextVar("brought", default=None)
+
+
 class Worker(arq.worker.Worker):
     """What arq's worker lacks:
 
     * It is woken when a job is enqueued and when one of its own ends, where arq sleeps until its next poll.
     * It outlives a lost Redis, of any length. arq ends, or hangs on SIGTERM where many retries are set.
-    * It claims a job in one round trip, without looking at each job that is running, and loses no slot if Redis goes
+    * It claims all that it has room for in one round trip, which brings the jobs along, and loses no slot if Redis goes
       in the middle of that.
     * A cron job that is due goes before all that is queued, once for all workers, and not once for each time missed.
     """
@@ -76,6 +132,7 @@ class Worker(arq.worker.Worker):
         self._woken = asyncio.Event()
         self._lost_redis = False
         self._looks_again: asyncio.TimerHandle | None = None
+        self._claim = redis.register_script(CLAIM)
 
     def put(self, _: str | Reconnected) -> None:
         """Receiver of the channel that tells of new jobs. Whatever comes, even a reconnection, is a reason to look."""
@@ -108,47 +165,39 @@ class Worker(arq.worker.Worker):
             logger.info("Redis is back")
         self._lost_redis = error is not None
 
+    @property
+    def pool(self) -> ArqRedis:
+        """For a job that begins, once, what answers from what its claim has brought."""
+        brought = _BROUGHT.get()
+        if brought is None:
+            return super().pool
+        _BROUGHT.set(None)
+        return cast("ArqRedis", brought)
+
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        free = await self._unclaimed([name for name in map(bytes.decode, job_ids) if not self._has_in_hand(name)])
+        """Claim and start those that no other worker took before. A claim whose answer is lost the sweep releases."""
+        wanted = [name for name in map(bytes.decode, job_ids) if not self._has_in_hand(name)]
+        room = self.max_jobs - self.job_counter
+        claimed: list[Any] = []
+        if wanted and room > 0:
+            claim_ms = int(self.in_progress_timeout_s * 1000)
+            arguments: list[str | int] = [self.queue_name, timestamp_ms(), room, claim_ms, RETRIES_KEPT_S, *wanted]
+            claimed = await self._claim(args=arguments)
         # The queue holds what is running too. With many workers that may be all that one reading shows: read on.
-        reads_on = not free and len(job_ids) == self.queue_read_limit
+        reads_on = not claimed and room > 0 and len(job_ids) == self.queue_read_limit
         self._queue_read_offset = self._queue_read_offset + self.queue_read_limit if reads_on else 0
         if reads_on:
             self._woken.set()
-        # Of those that are claimed together another worker may have been quicker: then the next ones are tried.
-        while free and (room := self.max_jobs - self.job_counter) > 0:
-            await self._claim(free[:room])
-            free = free[room:]
-
-    async def _unclaimed(self, job_ids: list[str]) -> list[str]:
-        if not job_ids:
-            return []
-        claims = await self.pool.mget([in_progress_key_prefix + job_id for job_id in job_ids])
-        return [job_id for job_id, claim in zip(job_ids, claims, strict=True) if claim is None]
+        for job_id, score, job, number in claimed:
+            self._start(job_id.decode(), int(float(score)), Brought(job, number))
 
     def _has_in_hand(self, job_id: str) -> bool:
         return job_id in self.tasks and not self.tasks[job_id].done()
 
-    async def _claim(self, job_ids: list[str]) -> None:
-        """Start those that no other worker took before. A claim whose answer is lost is released by the sweep."""
-        async with self.pool.pipeline(transaction=True) as pipeline:
-            for job_id in job_ids:
-                claim_key = in_progress_key_prefix + job_id
-                pipeline.set(claim_key, b"1", nx=True, px=int(self.in_progress_timeout_s * 1000))
-                pipeline.zscore(self.queue_name, job_id)
-            answers = iter(await pipeline.execute())
-        now = timestamp_ms()
-        claims = [(job_id, score) for job_id, claimed, score in zip(job_ids, answers, answers, strict=True) if claimed]
-        for job_id, score in claims:
-            if score is not None and score <= now:
-                self._start(job_id, int(score))
-        # Done, or put off, by another worker since the queue was read.
-        gone = [in_progress_key_prefix + job_id for job_id, score in claims if score is None or score > now]
-        if gone:
-            await self.pool.delete(*gone)
-
-    def _start(self, job_id: str, score: int) -> None:
-        task = self.loop.create_task(self.run_job(job_id, score))
+    def _start(self, job_id: str, score: int, brought: "Brought") -> None:
+        context = contextvars.copy_context()
+        context.run(_BROUGHT.set, brought)
+        task = self.loop.create_task(self.run_job(job_id, score), context=context)
         self.tasks[job_id] = task
         self.job_counter += 1
         task.add_done_callback(self._end_job)
