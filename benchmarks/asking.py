@@ -39,7 +39,7 @@ async def main() -> list[Result]:
         bare = await open_bare(stack, running, group)
         await asking(), await bare()
         quiet, limits = await in_turns(asking, bare)
-        async with listeners(running.url, asker, OTHERS):
+        async with listeners(running.url, [asker], OTHERS):
             cores = Cores(running)
             crowded, crowded_limits = await in_turns(asking, bare)
             used = cores.used()

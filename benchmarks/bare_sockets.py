@@ -1,7 +1,7 @@
 """WebSockets without anything around them: `python -m benchmarks.bare_sockets broadcast PORT`, or `… uvicorn PORT`.
 
 `broadcast` is the websockets library alone: `GET /go?30` sends 30 frames to all who are connected. `uvicorn` accepts
-and reads.
+and reads, and pings as often as we do.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from websockets.asyncio.server import ServerConnection, broadcast, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
+PING_EVERY_S = 25.0
 READY_PATH, GO = "/live", "/go"
 
 # As long as `post.sealed` is.
@@ -62,6 +63,7 @@ if __name__ == "__main__":
             http="httptools",
             ws="websockets-sansio",
             ws_per_message_deflate=False,
+            ws_ping_interval=PING_EVERY_S,
             lifespan="off",
             access_log=False,
             log_level="warning",

@@ -1,17 +1,19 @@
 """Many open WebSockets in a process of their own, which only count what comes.
 
-`python -m benchmarks.listeners URL COUNT`, with the header of whoever opens them in LISTENERS_AUTHORIZATION, prints
-`open` once all have heard `caught_up`, or the first frame where there is no header. For each number on its standard
-input it waits until all sockets together have had so many frames more, and prints how many seconds that took from the
-first of them.
+`python -m benchmarks.listeners URL COUNT` reads a JSON list of the `Authorization` headers that take turns in opening
+them, and prints `open` once all have heard `caught_up`, or are just open where there is no header. For each further
+line of its standard input, a number, it waits until all sockets together have had so many frames more, and prints how
+many seconds that took from the first of them.
 """
 
 import asyncio
-import os
+import itertools
+import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 from urllib.parse import urlsplit
 
 import uvloop
@@ -19,6 +21,7 @@ import uvloop
 from benchmarks.running import PROJECT
 
 OPENED_AT_ONCE = 25
+TEXT, PING = 0x81, 0x89
 
 
 class Tally:
@@ -40,7 +43,9 @@ class Tally:
 
 
 class Listener(asyncio.Protocol):
-    """The client's side of a WebSocket, as far as counting needs it."""
+    """The client's side of a WebSocket, as far as counting and staying connected need it."""
+
+    transport: asyncio.Transport
 
     def __init__(self, tally: Tally, is_caught_up: bool) -> None:
         self.tally = tally
@@ -48,6 +53,9 @@ class Listener(asyncio.Protocol):
         self._is_caught_up = is_caught_up
         self._buffer = b""
         self._has_begun = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -63,9 +71,12 @@ class Listener(asyncio.Protocol):
         frames = 0
         while (end := self._end_of_frame()) is not None:
             frame, self._buffer = self._buffer[:end], self._buffer[end:]
-            if self.ready.done():
+            if frame[0] == PING:
+                # Masked, as all that clients send, with nothing.
+                self.transport.write(bytes([0x8A, 0x80 | frame[1], 0, 0, 0, 0]) + frame[2:])
+            elif self.ready.done():
                 # Pings are part of being connected.
-                frames += b'"type":"ping"' not in frame
+                frames += frame[0] == TEXT and b'"type":"ping"' not in frame
             elif b"caught_up" in frame:
                 self.ready.set_result(None)
         if frames:
@@ -83,8 +94,8 @@ class Listener(asyncio.Protocol):
         return start + length if len(self._buffer) >= start + length else None
 
 
-async def main(url: str, count: int, authorization: str) -> None:
-    address, tally = urlsplit(url), Tally()
+def handshake(url: str, authorization: str | None) -> bytes:
+    address = urlsplit(url)
     lines = [
         f"GET {address.path or '/'} HTTP/1.1",
         f"Host: {address.netloc}",
@@ -94,20 +105,23 @@ async def main(url: str, count: int, authorization: str) -> None:
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         *([f"Authorization: {authorization}"] if authorization else []),
     ]
-    request = "\r\n".join([*lines, "", ""]).encode()
-    loop, room = asyncio.get_running_loop(), asyncio.Semaphore(OPENED_AT_ONCE)
-    transports = []
+    return "\r\n".join([*lines, "", ""]).encode()
 
-    async def open_one() -> None:
+
+async def main(url: str, count: int, authorizations: Sequence[str]) -> None:
+    address, tally = urlsplit(url), Tally()
+    loop, room = asyncio.get_running_loop(), asyncio.Semaphore(OPENED_AT_ONCE)
+
+    async def open_one(authorization: str | None) -> None:
         async with room:
-            transport, listener = await loop.create_connection(
-                lambda: Listener(tally, not authorization), address.hostname, address.port
+            _, listener = await loop.create_connection(
+                lambda: Listener(tally, authorization is None), address.hostname, address.port
             )
-            transports.append(transport)
-            transport.write(request)
+            listener.transport.write(handshake(url, authorization))
             await listener.ready
 
-    await asyncio.gather(*(open_one() for _ in range(count)))
+    by = itertools.cycle(authorizations or [None])
+    await asyncio.gather(*(open_one(authorization) for authorization in itertools.islice(by, count)))
     print("open", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         wanted = int(line)
@@ -132,16 +146,17 @@ class Listeners:
 
 @asynccontextmanager
 async def listeners(
-    url: str, authorization: str, count: int, path: str = "/ws/post_request"
+    url: str, authorizations: Sequence[str], count: int, path: str = "/ws/post_request"
 ) -> AsyncIterator[Listeners]:
     """So many open sockets on a server, in another process."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "benchmarks.listeners", url + path, str(count)),
-        env=os.environ | {"LISTENERS_AUTHORIZATION": authorization},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=PROJECT,
     )
+    if process.stdin is not None:
+        process.stdin.write(json.dumps(authorizations).encode() + b"\n")
     try:
         if process.stdout is None or await process.stdout.readline() != b"open\n":
             raise RuntimeError("the sockets could not be opened")
@@ -152,4 +167,4 @@ async def listeners(
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2]), os.environ["LISTENERS_AUTHORIZATION"]))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), json.loads(sys.stdin.readline())))
