@@ -63,6 +63,7 @@ EVENT_ID_BYTES = 16
 PUBLISH_AT_ONCE = 1000
 SUBSCRIBE_AT_ONCE = 1000
 READ_AT_ONCE = 64
+REACH_AT_ONCE = 10_000
 
 # What Redis raises while it is away, starting, full or read-only. asyncio's TimeoutError is the built-in one.
 UNAVAILABLE: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
@@ -134,14 +135,13 @@ class Receiver(Protocol):
     def put(self, item: str | Reconnected, /) -> None: ...
 
 
-class Subscriber:
-    """A bounded queue of frames with one reader."""
+class Backlog:
+    """Frames that wait, in the order in which they came, and a bounded number of them."""
 
     def __init__(self, max_backlog: int = MAX_BACKLOG) -> None:
         self.overflowed = False
         self._max_backlog = max_backlog
         self._items: deque[str | Reconnected] = deque()
-        self._arrived = asyncio.Event()
 
     def put(self, item: str | Reconnected) -> None:
         if self.overflowed or (item is RECONNECTED and RECONNECTED in self._items):
@@ -153,16 +153,31 @@ class Subscriber:
             self._items.clear()
         else:
             self._items.append(item)
+
+    def take(self) -> str | Reconnected | None:
+        """The next frame, or RECONNECTED where frames may be missing; None if there is none. Raises Overflowed."""
+        if self.overflowed:
+            raise Overflowed
+        return self._items.popleft() if self._items else None
+
+
+class Subscriber(Backlog):
+    """A backlog with one reader, which waits for what comes."""
+
+    def __init__(self, max_backlog: int = MAX_BACKLOG) -> None:
+        super().__init__(max_backlog)
+        self._arrived = asyncio.Event()
+
+    def put(self, item: str | Reconnected) -> None:
+        super().put(item)
         self._arrived.set()
 
     async def get(self) -> str | Reconnected:
         """The next frame, waiting for it; RECONNECTED where frames may be missing. Raises Overflowed."""
-        while not self._items:
-            if self.overflowed:
-                raise Overflowed
+        while (item := self.take()) is None:
             self._arrived.clear()
             await self._arrived.wait()
-        return self._items.popleft()
+        return item
 
     def __aiter__(self) -> Self:
         return self
@@ -198,6 +213,7 @@ class Hub:
         # What Redis was told on the current connection, and which joins each PING on its way will confirm.
         self._subscribed: set[bytes] = set()
         self._pings: dict[bytes, list[Join]] = {}
+        self._heard_at = 0.0
         self._connected = asyncio.Event()
         # The event that was delivered last, and to whom: its copies on other channels follow at once.
         self._event_id = b""
@@ -306,7 +322,11 @@ class Hub:
 
     async def _write(self, connection: AbstractConnection) -> None:
         """Tell Redis what changed, and ask for a sign of life after every change and at least every few seconds."""
+        now = asyncio.get_running_loop().time
+        self._heard_at = now()
         for number in itertools.count():
+            if now() - self._heard_at > self._silence_s:
+                raise TimeoutError("no sign of life")
             self._dirty.clear()
             changed, self._changed = self._changed, set()
             wanted = {name for name in changed if name in self._members}
@@ -322,17 +342,21 @@ class Hub:
             await within(self._silence_s / 3, self._dirty.wait())
 
     async def _read(self, connection: AbstractConnection) -> None:
-        for count in itertools.count(1):
-            match await connection.read_response(timeout=self._silence_s):
+        messages = reached = 0
+        while True:
+            # Without a time limit of its own, which took as long as all the rest: `_write` looks after that.
+            answer = await connection.read_response()
+            self._heard_at = asyncio.get_running_loop().time()
+            match answer:
                 case [b"message", bytes(name), bytes(envelope)]:
-                    self._deliver(name, envelope)
+                    messages += 1
+                    reached += self._deliver(name, envelope)
                 case [b"pong", bytes(ping)] | bytes(ping):  # the second form while there is no subscription
                     self._confirm(self._pings.pop(ping, []))
-                case None:
-                    raise TimeoutError("no sign of life")
             # What lies in the buffer is read without waiting. Without this pause a burst of frames would keep
-            # the readers from their queues until these overflow.
-            if count % READ_AT_ONCE == 0:
+            # the readers from their queues until these overflow, and everybody else from the loop.
+            if messages >= READ_AT_ONCE or reached >= REACH_AT_ONCE:
+                messages = reached = 0
                 await asyncio.sleep(0)
 
     def _confirm(self, joins: list[Join]) -> None:
@@ -347,8 +371,8 @@ class Hub:
             elif join.receiver in self._joined:
                 join.receiver.put(RECONNECTED)  # it had given up waiting, and may have missed something since
 
-    def _deliver(self, name: bytes, envelope: bytes) -> None:
-        """Hand a frame to the members of a channel, but for those whom another copy has just reached.
+    def _deliver(self, name: bytes, envelope: bytes) -> int:
+        """Hand a frame to the members of a channel, but for those whom another copy has just reached; to how many.
 
         The copies of one event stand in one transaction and so come one after the other. Counting the reached,
         rather than the channels that a receiver is on, loses nothing when it joins or leaves in between.
@@ -359,11 +383,14 @@ class Hub:
                 frame = envelope[EVENT_ID_BYTES:].decode()
             except UnicodeDecodeError:
                 logger.warning("dropped a message that is no frame")
-                return
+                return 0
             self._event_id, self._frame, self._reached = event_id, frame, set()
-        for receiver in self._members.get(name, set()) - self._reached:
+        # A set of its own, because whoever is reached may leave.
+        fresh = self._members.get(name, set()) - self._reached
+        self._reached |= fresh
+        for receiver in fresh:
             receiver.put(self._frame)
-            self._reached.add(receiver)
+        return len(fresh)
 
 
 def make_connection(redis: Redis) -> AbstractConnection:

@@ -239,6 +239,30 @@ async def test_burst_does_not_overflow_who_reads(hub: Hub, redis: Redis, prefix:
     assert len(await reading) == 10_000
 
 
+async def test_burst_for_many_leaves_the_loop_to_others(
+    hub: Hub, redis: Redis, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "REACH_AT_ONCE", 20)
+    reached_at_once = [0]
+
+    class Counting:
+        def put(self, _item: str | channels.Reconnected) -> None:
+            if not reached_at_once[-1]:
+                asyncio.get_running_loop().call_soon(reached_at_once.append, 0)
+            reached_at_once[-1] += 1
+
+    for _ in range(10):
+        await hub.join(Counting(), ["group:1"])
+    subscriber = Subscriber()
+    await hub.join(subscriber, ["group:2"])
+    many = [events.event("post.sealed", ["group:1"], number=number) for number in range(50)]
+    last = events.event("post.sealed", ["group:2"])
+    await channels.publish_many(redis, [*many, last], prefix=prefix)
+    await frames_until(subscriber, last.frame)
+    assert sum(reached_at_once) == 500
+    assert max(reached_at_once) <= 40
+
+
 async def test_garbage_on_a_channel_harms_nobody(hub: Hub, redis: Redis, prefix: str) -> None:
     subscriber = Subscriber()
     await hub.join(subscriber, ["group:1"])
