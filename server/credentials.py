@@ -244,20 +244,26 @@ async def read_bearer(user_id: UUID, expires: datetime) -> Caller | None:
     return Caller(**row, credential_id=None, kind="jwt", scopes=SCOPES, expires=expires) if row else None
 
 
-async def live_credentials(callers: Collection[Caller]) -> set[Caller]:
-    """Those of the given callers whose credential still stands for them."""
-    kept = [caller.credential_id for caller in callers if caller.credential_id]
+async def ended_credentials(callers: Collection[Caller]) -> set[Caller]:
+    """Those of the given callers whose credential no longer stands for them."""
     bearers = [caller for caller in callers if not caller.credential_id]
     rows = await database.fetch(
-        f'SELECT t.id, now() AS at FROM user_tokens t JOIN users u ON u.id = t."user" WHERE t.id = ANY($1) AND {_LIVE}'
-        " UNION ALL SELECT id, now() FROM users WHERE id = ANY($2) AND disabled_at IS NULL",
-        *(kept, [caller.user_id for caller in bearers]),
+        # That nearly all are live is not told for each of them.
+        "SELECT id, NULL::timestamptz AS expires FROM unnest($1::uuid[]) AS kept (id)"
+        ' EXCEPT SELECT t.id, NULL FROM user_tokens t JOIN users u ON u.id = t."user"'
+        f" WHERE t.id = ANY($1) AND {_LIVE}"
+        " UNION ALL SELECT id, expires FROM unnest($2::uuid[], $3::timestamptz[]) AS b (id, expires)"
+        " WHERE (expires > now() AND id IN (SELECT id FROM users WHERE id = ANY($2) AND disabled_at IS NULL))"
+        " IS NOT TRUE",
+        [caller.credential_id for caller in callers if caller.credential_id],
+        *([caller.user_id for caller in bearers], [caller.expires for caller in bearers]),
     )
-    live = {row["id"] for row in rows}
-    at = rows[0]["at"] if rows else None
-    return {caller for caller in callers if caller.credential_id in live} | {
-        caller for caller in bearers if caller.user_id in live and at and caller.expires and caller.expires > at
-    }
+    ended = {(row["id"], row["expires"]) for row in rows}
+    return {caller for caller in callers if _told_apart_by(caller) in ended} if ended else set()
+
+
+def _told_apart_by(caller: Caller) -> tuple[UUID, datetime | None]:
+    return (caller.credential_id, None) if caller.credential_id else (caller.user_id, caller.expires)
 
 
 async def note_use(credential_id: UUID) -> None:

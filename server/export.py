@@ -129,7 +129,7 @@ async def lines(caller: Caller) -> AsyncIterator[bytes]:
     for kind, section in SECTIONS.items():
         after = list(section.key.values())
         while True:
-            if not await credentials.live_credentials([caller]):
+            if await credentials.ended_credentials([caller]):
                 return
             rows = await database.fetch(f"{section.sql} LIMIT {section.page}", caller.user_id, *after)
             if rows:

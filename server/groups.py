@@ -3,7 +3,7 @@
 Who is no member is told that there is no such group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 from uuid import UUID
 
@@ -114,6 +114,19 @@ async def memberships(user_ids: Sequence[UUID]) -> dict[UUID, set[UUID]]:
     for row in rows:
         groups[row["user"]].add(row["group"])
     return groups
+
+
+async def who_has_moved(known: Mapping[UUID, Collection[UUID]]) -> set[UUID]:
+    """Those of the given users who are in other groups than the given ones."""
+    pairs = [(user_id, group_id) for user_id, group_ids in known.items() for group_id in group_ids]
+    rows = await database.fetch(
+        'SELECT COALESCE(known."user", now."user") AS id FROM unnest($2::uuid[], $3::uuid[]) AS known ("user", "group")'
+        ' FULL JOIN (SELECT "user", "group" FROM user_group_association WHERE "user" = ANY($1)) AS now'
+        ' ON now."user" = known."user" AND now."group" = known."group"'
+        ' WHERE known."user" IS NULL OR now."user" IS NULL',
+        *(list(known), [user_id for user_id, _ in pairs], [group_id for _, group_id in pairs]),
+    )
+    return {row["id"] for row in rows}
 
 
 async def check_owner(caller_id: UUID, group_id: UUID) -> None:

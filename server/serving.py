@@ -24,6 +24,8 @@ def make_server(settings: Settings, **options: Any) -> uvicorn.Server:
         "ws_max_size": MAX_SOCKET_FRAME_BYTES,
         # Ciphertext does not compress, and each idle socket would keep 36 KiB for trying.
         "ws_per_message_deflate": False,
+        # Every open socket is pinged along with all others: `server.sockets`.
+        "ws_ping_interval": None,
         "lifespan": "on",
         # Its access log shows query strings; `server.logs` has one that doesn't.
         "access_log": False,

@@ -352,12 +352,13 @@ async def test_sockets_are_checked_each_by_its_own_credential(alice: Person, dat
             ours[0]._replace(user_id=gina.id, credential_id=None, kind="jwt", expires=now + timedelta(seconds=seconds))
             for seconds in (-1, 60)
         ]
-        assert await credentials.live_credentials({*ours, *theirs}) == {*ours, theirs[1]}
+        assert await credentials.ended_credentials({*ours, *theirs}) == {theirs[0]}
         await alice.delete(f"/api-keys/{key['id']}")
-        assert await credentials.live_credentials({*ours, *theirs}) == {ours[0], theirs[1]}
+        assert await credentials.ended_credentials({*ours, *theirs}) == {ours[1], theirs[0]}
         await database.execute("UPDATE users SET disabled_at = now() WHERE id = $1", gina.id)
-        assert await credentials.live_credentials({*ours, *theirs}) == {ours[0]}
-        assert await credentials.live_credentials(theirs) == set()
+        assert await credentials.ended_credentials({*ours, *theirs}) == {ours[1], *theirs}
+        assert await credentials.ended_credentials(theirs) == set(theirs)
+        assert await credentials.ended_credentials([ours[0]]) == set()
 
 
 # -------------------------------------------------------------------------------------------- API keys

@@ -19,6 +19,7 @@ from arq.connections import ArqRedis
 from websockets.exceptions import ConnectionClosed
 
 from server import accounts, connections, jobs
+from server import sockets as open_sockets
 from server.controllers import sockets
 from server.settings import Settings
 from tests.conftest import lasting
@@ -329,6 +330,22 @@ async def test_socket_that_reads_nothing_is_cut_off(
             async with lazy.listen():
                 await flood(redis, lazy)
                 await until(lambda: as_awaitable(not has_connection(server, peer)))
+
+
+async def test_who_answers_no_ping_is_given_up_and_who_does_stays(
+    server: str, alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_sockets, "PING_EVERY_S", 0.1)
+    monkeypatch.setattr(connections, "PONG_WITHIN_S", 0.5)
+    async with alice.listen() as listener, raw(server) as silent:
+        request = HANDSHAKE.format(path="/ws/post_request", more=f"Authorization: Bearer {alice.token}\r\n")
+        await silent.send(request.encode())
+        assert (await silent.all()).endswith(b"\x03\xf3keepalive ping timeout")
+        # So long again, and more.
+        now = asyncio.get_running_loop().time
+        until_s = now() + 1
+        while now() < until_s:
+            assert await listener.next() == {"type": "ping"}
 
 
 FRAMES = {

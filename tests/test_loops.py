@@ -88,7 +88,7 @@ async def pair(environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory
             yield both
 
 
-@pytest.mark.parametrize("loop", ["hub", "sockets", "quotas"])
+@pytest.mark.parametrize("loop", ["hub", "sockets", "pings", "quotas"])
 async def test_ended_loop_of_an_api_is_seen_counted_and_started_again(pair: Pair, loop: str) -> None:
     await dies_twice(pair, pair.api, loop, "secureblogs_loop_deaths_total", "loops")
 

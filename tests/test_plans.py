@@ -290,8 +290,12 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     "user of a JWT": (10, lambda: credentials._find_identity(CLAIMS)),
     "one's own sessions": (200, lambda: credentials.list_sessions(MEMBER, Page())),
     "one's own API keys": (200, lambda: credentials.list_api_keys(MEMBER, Page())),
-    "open sockets' credentials": (200, lambda: credentials.live_credentials(fifty_callers())),
+    "open sockets' credentials": (200, lambda: credentials.ended_credentials(fifty_callers())),
     "open sockets' groups": (500, lambda: groups.memberships([id_of("user", n) for n in range(50)])),
+    "whether open sockets' groups have changed": (
+        500,
+        lambda: groups.who_has_moved({id_of("user", n): [BIG, SMALL] for n in range(50)}),
+    ),
     "recipients of a post": (10_000, lambda: pending_posts._recipients(BIG)),
     "changing a group": (10, lambda: recipients.change_group(BIG)),
     "changing the groups of somebody": (400, lambda: recipients.change_groups_of(IN_MANY_GROUPS)),

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import pytest
@@ -13,18 +15,22 @@ from arq.connections import ArqRedis
 from websockets.exceptions import ConnectionClosed
 
 from server import channels, database, jobs
+from server import sockets as open_sockets
+from server.connections import SocketConnection
 from server.controllers import sockets
 from server.events import group_channel, timestamp, user_channel
 from server.settings import Settings
 from server.sockets import CHECK_EVERY_S
 from tests.conftest import lasting
-from tests.people import PATIENCE_S, Person, all_pages, good, open_socket, person, until
+from tests.people import PATIENCE_S, Listener, Person, all_pages, good, open_socket, person, until
 from tests.processes import Api, environ_of, running_api_process
 from tests.test_requests import ask_often, begin
 
 # What the contract gives the server to notice that a credential or a membership has ended.
 NOTICED_WITHIN_S = 5
 MAX_FRAME_BYTES = 65_536
+
+Thing = TypeVar("Thing")
 
 alice = lasting("Alice")
 bob = lasting("Bob")
@@ -317,6 +323,71 @@ async def test_client_that_falls_too_far_behind_is_closed_with_1013(server: str,
         assert behind.frames[-1]["type"] != "small"
 
 
+async def test_what_had_to_wait_and_what_comes_meanwhile_is_heard_in_order(server: str, redis: ArqRedis) -> None:
+    async with person(server, keys=0) as slow, slow.listen() as listener:
+        await flood(redis, slow)
+        small = [f"small {number}" for number in range(500)]
+
+        async def go_on() -> None:
+            for kind in small:
+                await channels.publish(redis, [user_channel(slow.id)], f'{{"type":"{kind}"}}')
+
+        going_on = asyncio.create_task(go_on())
+        expected = [str(number) for number in range(200)] + small
+        assert [(await listener.next())["type"] for _ in expected] == expected
+        await going_on
+        [socket] = [one for one in found_in_memory(open_sockets.Socket) if one.caller.user_id == slow.id]
+
+        async def is_written_to_at_once() -> bool:
+            return socket._backlog is None and socket._connection.write(b"")
+
+        await until(is_written_to_at_once)
+
+
+async def test_garbage_on_a_channel_is_no_membership(
+    alice: Person, redis: ArqRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with alice.listen() as listener:
+        for garbage in ("", "}", '","user_id":1}', f'","group_id":"x","user_id":"{alice.id}"}}'):
+            await channels.publish(redis, [user_channel(alice.id)], f'{{"type":"group.member_{garbage}')
+        group_id = await alice.found_group()
+        while (frame := json.loads(await skip_garbage(listener)))["type"] != "group.member_added":
+            pass
+        assert frame["group_id"] == group_id
+        post = await alice.publish(group_id)
+        await listener.hear("post.sealed", post_id=post["id"])
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
+
+
+async def skip_garbage(listener: Listener) -> str:
+    """The next that is JSON."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            text = str(await listener.connection.recv())
+            with contextlib.suppress(ValueError):
+                json.loads(text)
+                return text
+
+
+async def test_open_socket_holds_no_credential(alice: Person) -> None:
+    ticket = await buy_ticket(alice)
+    url = str(alice.client.base_url)
+    async with alice.listen(), open_socket(url, f"?ticket={ticket}") as by_ticket:
+        await by_ticket.catch_up()
+        held = [one for one in found_in_memory(SocketConnection) if not one.disconnected]
+        assert len(held) >= 2
+        for one in held:
+            parser: Any = one.conn.parser
+            found = repr((vars(one), vars(one.conn), parser.gi_frame.f_locals, one.scope))
+            assert alice.token not in found
+            assert ticket not in found
+
+
+def found_in_memory(kind: type[Thing]) -> list[Thing]:
+    """Of this process, in which the API runs as well."""
+    return [one for one in gc.get_objects() if type(one) is kind]
+
+
 async def test_client_that_vanishes_is_forgotten_and_is_no_news(
     server: str, redis: ArqRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -337,8 +408,8 @@ async def test_client_that_vanishes_is_forgotten_and_is_no_news(
 
 
 async def test_ping_comes_every_so_often(alice: Person, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sockets.PING_EVERY_S == 25
-    monkeypatch.setattr(sockets, "PING_EVERY_S", 0.05)
+    assert open_sockets.PING_EVERY_S == 25
+    monkeypatch.setattr(open_sockets, "PING_EVERY_S", 0.05)
     async with alice.listen() as listener:
         assert [await listener.next() for _ in range(3)] == [{"type": "ping"}] * 3
 
@@ -480,19 +551,40 @@ async def test_new_members_open_socket_hears_of_the_groups_posts_at_once(
 
 
 async def test_membership_that_no_event_told_of_is_noticed(
-    alice: Person, bob: Person, redis: ArqRedis, database_pool: None
+    alice: Person, bob: Person, carol: Person, redis: ArqRedis, database_pool: None
 ) -> None:
     joined, left = await alice.found_group(), await alice.found_group(bob)
-    async with bob.listen() as listener:
+    async with bob.listen(), carol.listen() as listener:
         await until(lambda: is_heard(redis, left, True))
+        # Of two users, so that each is noticed by itself.
+        await database.execute('DELETE FROM user_group_association WHERE "group" = $1 AND "user" = $2', *(left, bob.id))
         await database.execute(
-            'UPDATE user_group_association SET "group" = $1 WHERE "group" = $2 AND "user" = $3', joined, left, bob.id
+            """INSERT INTO user_group_association ("group", "user", role) VALUES ($1, $2, 'member')""",
+            *(joined, carol.id),
         )
         await until(lambda: is_heard(redis, left, False), NOTICED_WITHIN_S)
         await until(lambda: is_heard(redis, joined, True), NOTICED_WITHIN_S)
         post = await alice.publish(joined)
         await listener.hear("post.sealed", post_id=post["id"])
     assert CHECK_EVERY_S < NOTICED_WITHIN_S - 1
+
+
+async def test_sockets_of_one_user_that_disagree_are_set_right(
+    alice: Person, bob: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_sockets, "CHECK_EVERY_S", 0.2)
+    await alice.found_group(bob)
+    async with bob.listen(), bob.listen():
+        ours = [one for one in found_in_memory(open_sockets.Socket) if one.caller.user_id == bob.id]
+        groups = ours[0].group_ids
+        assert groups
+        for one in ours:
+            one.group_ids = open_sockets.NO_GROUPS
+
+            async def knows(one: open_sockets.Socket = one) -> bool:
+                return one.group_ids == groups
+
+            await until(knows, NOTICED_WITHIN_S)
 
 
 async def is_heard(redis: ArqRedis, group_id: Any, expected: bool) -> bool:
@@ -640,3 +732,34 @@ async def test_nothing_falls_between_replay_and_live(server: str, alice: Person)
         for ear in ears:
             while not asked <= {frame.get("request_id") for frame in ear.frames}:
                 await ear.next()
+
+
+async def test_what_comes_during_a_replay_is_heard_after_it(server: str, redis: ArqRedis, database_pool: None) -> None:
+    async with person(server, keys=0) as alice, contextlib.AsyncExitStack() as stack:
+        async with database.transaction():
+            await database.execute("LOCK TABLE read_post_request IN ACCESS EXCLUSIVE MODE")
+            listener = await stack.enter_async_context(open_socket(server, headers=bearer(alice)))
+            await until(lambda: is_somebody(redis, alice))
+            await channels.publish(redis, [user_channel(alice.id)], '{"type":"live"}')
+            assert (await listener.next())["type"] == "connection.accepted"
+        assert [(await listener.next())["type"] for _ in range(2)] == ["caught_up", "live"]
+
+
+async def test_who_leaves_while_its_socket_opens_leaves_nothing(
+    server: str, redis: ArqRedis, database_pool: None
+) -> None:
+    async with person(server, keys=0) as alice:
+        group_id = await alice.found_group()
+        async with database.transaction():
+            await database.execute("LOCK TABLE user_group_association IN ACCESS EXCLUSIVE MODE")
+            async with open_socket(server, headers=bearer(alice)) as listener:
+                await until(lambda: is_somebody(redis, alice))
+                listener.connection.transport.abort()
+            await until(lambda: is_alone(redis, alice))
+        # What was left to do for it would be done by now.
+        async with person(server, keys=0) as bob, bob.listen():
+            assert await is_heard(redis, group_id, False)
+
+
+async def is_somebody(redis: ArqRedis, someone: Person) -> bool:
+    return not await is_alone(redis, someone)

@@ -101,7 +101,7 @@ async def check_worker(request: Request) -> str:
 async def check_loops(request: Request) -> str:
     """The loops of this very process."""
     state = request.app.state
-    return describe_unwell(set(unwell(state.hub.loop, state.sockets.loop, state.quotas.loop)))
+    return describe_unwell(set(unwell(state.hub.loop, *state.sockets.loops, state.quotas.loop)))
 
 
 def describe_unwell(names: set[str]) -> str:

@@ -7,33 +7,34 @@ channels alone. A refusal is accepted first and then closed, so that browsers se
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 import litestar
 import uuid_utils.compat
 from litestar import websocket
-from litestar.datastructures import State
+from litestar.datastructures import Headers, State
 from litestar.exceptions import WebSocketDisconnect
 
 from server import auth, credentials, database, requests
 from server.channels import RECONNECTED, UNAVAILABLE, Overflowed
+from server.connections import CONNECTION
 from server.credentials import READ, Caller
 from server.errors import ScopeRequired, Unauthenticated
 from server.events import once_id, write_frame
 from server.lists import EPOCH, Page, cut
 from server.settings import Settings
-from server.sockets import Socket, Sockets
+from server.sockets import Connection, CredentialEnded, Socket, Sockets
 
 logger = logging.getLogger(__name__)
 
 WebSocket = litestar.WebSocket[Caller, None, State]
 
-PING_EVERY_S = 25.0
 SEND_TIMEOUT_S = 10.0
 MAX_REPLAYED = 1000
 MAX_FRAME_BYTES = 65_536
@@ -68,8 +69,10 @@ class Refused(Exception):
 async def post_request(socket: WebSocket) -> None:
     await socket.accept()
     try:
-        caller = await find_caller(socket)
-        await serve(socket, caller, read_since(socket.query_params.get("since")))
+        # Neither headers nor query by Litestar, which would keep them, and the credential, until the socket ends.
+        query = first_values(socket.scope["query_string"])
+        caller = await find_caller(socket, Headers(socket.scope["headers"]), query)
+        await serve(socket, caller, read_since(query.get("since")))
     except Refused as refused:
         await close(socket, refused.code, refused.reason)
     except Gone:
@@ -86,23 +89,28 @@ async def close(socket: WebSocket, code: int, reason: str) -> None:
             await socket.close(code, reason)
 
 
-async def find_caller(socket: WebSocket) -> Caller:
+def first_values(query: bytes) -> dict[str, str]:
+    """By name."""
+    return {name: values[0] for name, values in parse_qs(query.decode("latin-1"), keep_blank_values=True).items()}
+
+
+async def find_caller(socket: WebSocket, headers: Headers, query: dict[str, str]) -> Caller:
     """Origin first, then the credential: header, ticket or (where allowed) token."""
     settings: Settings = socket.app.state.settings
-    origin = socket.headers.get("origin")
+    origin = headers.get("origin")
     if origin is not None and origin.rstrip("/").lower() not in allowed_origins(settings):
         raise Refused(BAD_ORIGIN, "this origin is not allowed")
     try:
-        token = auth.bearer(socket.headers.get("authorization"))
-        if token is None and settings.allow_query_token and "ticket" not in socket.query_params:
-            token = socket.query_params.get("token")
+        token = auth.bearer(headers.get("authorization"))
+        if token is None and settings.allow_query_token and "ticket" not in query:
+            token = query.get("token")
         if token is not None:
             caller = await auth.authenticate(socket.app, token)
             credentials.check_scope(caller, READ)
             return caller
-        if "ticket" in socket.query_params:
+        if "ticket" in query:
             mac_key = cast("bytes", settings.request_mac_key)
-            return await auth.take_ticket(socket.app.state.redis, mac_key, socket.query_params["ticket"])
+            return await auth.take_ticket(socket.app.state.redis, mac_key, query["ticket"])
     except Unauthenticated:
         raise Refused(BAD_CREDENTIAL, "the credential is not valid") from None
     except ScopeRequired:
@@ -136,15 +144,17 @@ async def serve(connection: WebSocket, caller: Caller, since: datetime | None) -
     sockets: Sockets = connection.app.state.sockets
     if sockets.count(caller.user_id) >= settings.max_sockets_per_user:
         raise Refused(TOO_MANY_SOCKETS, "too many open sockets")
-    socket = Socket(caller)
+    below: Connection = cast("dict[str, Any]", connection.scope)["extensions"][CONNECTION]
+    below.forget_handshake()
+    socket = Socket(caller, since, below, functools.partial(tell, connection, sockets))
     sockets.add(socket)
     try:
         await send(connection, accepted(caller))
-        await until_one_ends(
-            read_and_ignore(connection),
-            tell(connection, sockets, socket, since),
-            end_with_credential(socket),
-        )
+        await socket.listen(read_and_ignore(connection))
+    except CredentialEnded:
+        raise Refused(CREDENTIAL_ENDED, "the credential has ended") from None
+    except Overflowed:
+        raise Refused(TRY_LATER, "frames are not read fast enough") from None
     finally:
         sockets.remove(socket)
 
@@ -153,19 +163,6 @@ def accepted(caller: Caller) -> str:
     return write_frame(
         "connection.accepted", uuid_utils.compat.uuid7(), message="connection accepted", user_id=caller.user_id
     )
-
-
-async def until_one_ends(*parts: Any) -> None:
-    """Run the parts of a socket together; the first that ends, or raises, ends the others."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def read_and_ignore(connection: WebSocket) -> None:
@@ -180,11 +177,6 @@ async def read_and_ignore(connection: WebSocket) -> None:
             raise Refused(FRAME_TOO_LARGE, "the frame is too large")
 
 
-async def end_with_credential(socket: Socket) -> None:
-    await socket.credential_ended.wait()
-    raise Refused(CREDENTIAL_ENDED, "the credential has ended")
-
-
 async def send(connection: WebSocket, frame: str) -> None:
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -195,30 +187,16 @@ async def send(connection: WebSocket, frame: str) -> None:
         raise Gone from None
 
 
-async def tell(connection: WebSocket, sockets: Sockets, socket: Socket, since: datetime | None) -> None:
-    """Subscribe, replay, then live frames as they come, and a ping every so often."""
-    await sockets.subscribe(socket)
-    since = await catch_up(connection, socket.caller, since)
-    loop = asyncio.get_running_loop()
-    next_ping = loop.time() + PING_EVERY_S
-    while True:
-        if loop.time() >= next_ping:
-            await send(connection, '{"type":"ping"}')
-            next_ping = loop.time() + PING_EVERY_S
-        try:
-            async with asyncio.timeout_at(next_ping):
-                item = await socket.subscriber.get()
-        except TimeoutError:
-            continue
-        except Overflowed:
-            raise Refused(TRY_LATER, "frames are not read fast enough") from None
+async def tell(connection: WebSocket, sockets: Sockets, socket: Socket) -> None:
+    """What waits for the socket; at its beginning, and when something may have been missed, a replay."""
+    while (item := socket.take()) is not None:
         if item is RECONNECTED:
             # The news of another membership may be among what was missed.
             await sockets.subscribe(socket)
-            since = await catch_up(connection, socket.caller, since)
-            continue
-        await sockets.follow_membership(socket, item)
-        await send(connection, item)
+            socket.since = await catch_up(connection, socket.caller, socket.since)
+        else:
+            await sockets.follow_membership(socket, item)
+            await send(connection, item)
 
 
 async def catch_up(connection: WebSocket, caller: Caller, since: datetime | None) -> datetime:
