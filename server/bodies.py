@@ -9,13 +9,14 @@ even know of the thing addressed must hear that first (404 or 403 before 422): o
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 from uuid import UUID
 
 import litestar
 import msgspec
 from arq import ArqRedis
+from litestar.background_tasks import BackgroundTask
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
@@ -26,9 +27,11 @@ from litestar.typing import FieldDefinition
 from obstore.store import ObjectStore
 
 from server import credentials
+from server.after_commit import announce
 from server.channels import Hub
 from server.credentials import READ, WRITE, Caller
 from server.errors import Invalid, Malformed, NotFound, ScopeRequired
+from server.events import Event
 from server.limits import Limiter
 from server.quotas import Quotas
 from server.sealing import encoding, strict_json
@@ -83,6 +86,11 @@ class Request(litestar.Request[Caller, None, State]):
     @property
     def worker_public_key(self) -> bytes:
         return cast("bytes", self.settings.worker_public_key)
+
+    def announcing(self, events: Sequence[Event]) -> BackgroundTask:
+        """Tell the sockets of this process what was committed; those of the others hear of it after the answer."""
+        self.hub.deliver(events)
+        return BackgroundTask(announce, self.redis, events)
 
     async def json(self) -> Any:
         """Raises Malformed for anything but one well-formed JSON text, whatever its bytes."""

@@ -64,6 +64,7 @@ PUBLISH_AT_ONCE = 1000
 SUBSCRIBE_AT_ONCE = 1000
 READ_AT_ONCE = 64
 REACH_AT_ONCE = 10_000
+MAX_HAD = 100
 
 # What Redis raises while it is away, starting, full or read-only. asyncio's TimeoutError is the built-in one.
 UNAVAILABLE: tuple[type[Exception], ...] = (RedisError, OSError, TimeoutError)
@@ -219,6 +220,8 @@ class Hub:
         self._event_id = b""
         self._frame = ""
         self._reached: set[Receiver] = set()
+        # Of events of this process, which had them before their copies come from Redis: who did.
+        self._had: dict[bytes, set[Receiver]] = {}
         self.loop = Loop("hub", self._stay_connected)
 
     @property
@@ -267,6 +270,24 @@ class Hub:
             if not members:
                 del self._members[name]
         self._note(names)
+
+    def deliver(self, events: Iterable[Announced]) -> None:
+        """Hand events of this process to its own members at once. They are published as well, for all other processes.
+
+        What comes back from Redis goes to those who have not had it yet.
+        """
+        for event in events:
+            had: set[Receiver] = set()
+            for channel in event.channels:
+                fresh = self._members.get(wire_name(channel, self._prefix), set()) - had
+                had |= fresh
+                for receiver in fresh:
+                    receiver.put(event.frame)
+            if had:
+                self._had[event.id.bytes] = had
+        # Those of which Redis lost the copies.
+        while len(self._had) > MAX_HAD:
+            del self._had[next(iter(self._had))]
 
     async def check(self, timeout_s: float = 1.0) -> bool:
         """Whether a message takes the whole way, from publishing to a subscriber, within `timeout_s` seconds."""
@@ -384,7 +405,7 @@ class Hub:
             except UnicodeDecodeError:
                 logger.warning("dropped a message that is no frame")
                 return 0
-            self._event_id, self._frame, self._reached = event_id, frame, set()
+            self._event_id, self._frame, self._reached = event_id, frame, self._had.pop(event_id, set())
         # A set of its own, because whoever is reached may leave.
         fresh = self._members.get(name, set()) - self._reached
         self._reached |= fresh

@@ -93,6 +93,32 @@ async def test_event_on_two_channels_comes_once_to_who_is_on_both(hub: Hub, redi
     assert await frames_until(one, "last") == [event.frame, other.frame, "last"]
 
 
+async def test_event_of_this_process_is_there_at_once_and_comes_from_redis_to_newcomers_alone(
+    hub: Hub, redis: Redis, prefix: str
+) -> None:
+    here, newcomer = Subscriber(), Subscriber()
+    await hub.join(here, ["user:1", "group:1"])
+    event = events.event("post.deleted", ["user:1", "group:1", "user:2"], post_id=uuid.uuid4())
+
+    hub.deliver([event])
+    assert here.take() == event.frame
+    assert here.take() is None
+
+    await hub.join(newcomer, ["group:1"])
+    await channels.publish_many(redis, [event], prefix=prefix)
+    await channels.publish(redis, ["group:1"], "last", prefix=prefix)
+    assert await frames_until(here, "last") == ["last"]
+    assert await frames_until(newcomer, "last") == [event.frame, "last"]
+
+
+async def test_events_that_redis_lost_are_not_kept_for_ever(hub: Hub) -> None:
+    subscriber = Subscriber()
+    await hub.join(subscriber, ["group:1"])
+    for number in range(channels.MAX_HAD + 50):
+        hub.deliver([events.event("post.deleted", ["group:1"], number=number)])
+    assert len(hub._had) == channels.MAX_HAD
+
+
 async def test_frames_of_other_prefixes_are_not_heard(hub: Hub, redis: Redis, prefix: str) -> None:
     subscriber = Subscriber()
     await hub.join(subscriber, ["group:1"])

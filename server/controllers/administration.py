@@ -3,12 +3,10 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, get, post
-from litestar.background_tasks import BackgroundTask
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery
 
 from server import administration, auth
-from server.after_commit import announce
 from server.bodies import Request, path_id
 from server.errors import UserNotFound
 from server.events import timestamp
@@ -77,7 +75,7 @@ async def disable_user(request: Request, user_id: FromPath[str]) -> Response[Use
     """
     administration.check_admin(request.user)
     row, events = await administration.disable(request.user.user_id, path_id(user_id, UserNotFound))
-    return Response(show_account(row), status_code=200, background=BackgroundTask(announce, request.redis, events))
+    return Response(show_account(row), status_code=200, background=request.announcing(events))
 
 
 @post(

@@ -3,12 +3,10 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, delete, get, patch, post
-from litestar.background_tasks import BackgroundTask
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from server import groups
-from server.after_commit import announce
 from server.bodies import Body, Request, path_id
 from server.controllers.accounts import Email, Name
 from server.controllers.keys import KeyList, show_key
@@ -93,7 +91,7 @@ async def create_group(request: Request, data: JSONBody[Body[GroupIn]]) -> Respo
     row, is_new, events = await groups.create(
         request.user.user_id, group.name, group.id, request.mac_key, request.settings
     )
-    after = BackgroundTask(announce, request.redis, events)
+    after = request.announcing(events)
     return Response(show_group(row), status_code=201 if is_new else 200, background=after)
 
 
@@ -131,7 +129,7 @@ async def rename_group(request: Request, group_id: FromPath[str], data: JSONBody
 async def delete_group(request: Request, group_id: FromPath[str]) -> Response[None]:
     """Members, posts, keys to posts and requests go with it. Its id is never used again."""
     events = await groups.delete(request.user.user_id, path_id(group_id, GroupNotFound))
-    return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
+    return Response(None, status_code=204, background=request.announcing(events))
 
 
 @get("/groups/{group_id:str}/members", operation_id="listMembers", tags=["Groups"], summary="Who is in a group")
@@ -167,7 +165,7 @@ async def add_member(request: Request, group_id: FromPath[str], data: JSONBody[B
         await groups.check_owner(caller_id, found)
         raise Invalid(("", "either user_id or email is needed"))
     row, events = await groups.add_member(caller_id, found, member.user_id, member.email, member.role, request.settings)
-    return Response(show_member(row), status_code=201, background=BackgroundTask(announce, request.redis, events))
+    return Response(show_member(row), status_code=201, background=request.announcing(events))
 
 
 @patch(
@@ -196,7 +194,7 @@ async def remove_member(request: Request, group_id: FromPath[str], user_id: From
     """From this commit on nothing of the group is sealed or served to that user."""
     found = path_id(group_id, GroupNotFound)
     events = await groups.remove_member(request.user.user_id, found, member_id(user_id))
-    return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
+    return Response(None, status_code=204, background=request.announcing(events))
 
 
 def member_id(text: str) -> UUID:

@@ -3,11 +3,9 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, delete, get, post
-from litestar.background_tasks import BackgroundTask
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from server import keys
-from server.after_commit import announce
 from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, KeyNotFound, UserNotFound
 from server.events import timestamp
@@ -111,7 +109,7 @@ async def list_keys(
 async def revoke_key(request: Request, key_id: FromPath[str]) -> Response[None]:
     """Nothing more is sealed to it or served for it. It can't be enrolled again. Repeating this is no error."""
     events = await keys.revoke(request.user.user_id, path_id(key_id, KeyNotFound))
-    return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
+    return Response(None, status_code=204, background=request.announcing(events))
 
 
 @get("/users/{user_id:str}/keys", operation_id="listUserKeys", tags=["Keys"], summary="Somebody's keys")

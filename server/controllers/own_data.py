@@ -2,13 +2,11 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, get, post
-from litestar.background_tasks import BackgroundTask
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 from litestar.response import Stream
 
 from server import auth, credentials, erasure, export
-from server.after_commit import announce
 from server.bodies import Body, Request
 from server.controllers.accounts import Password, client_address
 from server.errors import Invalid
@@ -74,7 +72,7 @@ async def delete_me(request: Request, data: JSONBody[Body[DeletionIn]]) -> Respo
     else:
         await request.limiter.login(client_address(request), request.user.email or "")
     events = await erasure.erase(request.user, deletion.password)
-    return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
+    return Response(None, status_code=204, background=request.announcing(events))
 
 
 AUTHENTICATED = [export_my_data, delete_me]

@@ -10,7 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from server import posts
-from server.after_commit import announce, enqueue_seal
+from server.after_commit import enqueue_seal
 from server.auth import PROVES, prove
 from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, PostNotFound
@@ -183,7 +183,7 @@ async def requeue_post(request: Request, post_id: FromPath[str]) -> Response[Pos
 )
 async def delete_post(request: Request, post_id: FromPath[str]) -> Response[None]:
     events = await posts.delete(request.user.user_id, path_id(post_id, PostNotFound))
-    return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
+    return Response(None, status_code=204, background=request.announcing(events))
 
 
 @post(

@@ -3,12 +3,10 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, delete, get, post
-from litestar.background_tasks import BackgroundTask
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
 
 from server import posts, requests
-from server.after_commit import announce
 from server.auth import PROVES
 from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, PostNotFound, ReadRequestNotFound
@@ -83,7 +81,7 @@ async def request_read(
     asked = await data.read(request, posts.check_visible(caller_id, found)) if data else AskIn()
     await request.limiter.request_read(caller_id)
     row, is_new, events = await requests.ask(caller_id, found, asked.public_key_id, request.unproven)
-    after = BackgroundTask(announce, request.redis, events)
+    after = request.announcing(events)
     return Response(show_request(row), status_code=201 if is_new else 200, background=after)
 
 
@@ -133,7 +131,7 @@ async def approve_read_request(
     caller_id, found = request.user.user_id, path_id(request_id, ReadRequestNotFound)
     grant = await data.read(request, requests.check_may_decide(caller_id, found))
     row, events = await requests.approve(caller_id, found, grant.sealed_key)
-    return Response(show_request(row), background=BackgroundTask(announce, request.redis, events))
+    return Response(show_request(row), background=request.announcing(events))
 
 
 @post(
@@ -146,7 +144,7 @@ async def approve_read_request(
 async def deny_read_request(request: Request, request_id: FromPath[str]) -> Response[ReadRequestOut]:
     """The requester may ask again after a day."""
     row, events = await requests.deny(request.user.user_id, path_id(request_id, ReadRequestNotFound))
-    return Response(show_request(row), background=BackgroundTask(announce, request.redis, events))
+    return Response(show_request(row), background=request.announcing(events))
 
 
 @delete(
@@ -158,7 +156,7 @@ async def deny_read_request(request: Request, request_id: FromPath[str]) -> Resp
 )
 async def withdraw_read_request(request: Request, request_id: FromPath[str]) -> Response[None]:
     events = await requests.withdraw(request.user.user_id, path_id(request_id, ReadRequestNotFound))
-    return Response(None, status_code=204, background=BackgroundTask(announce, request.redis, events))
+    return Response(None, status_code=204, background=request.announcing(events))
 
 
 AUTHENTICATED = [

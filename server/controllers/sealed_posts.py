@@ -3,13 +3,11 @@ from uuid import UUID
 
 import msgspec
 from litestar import Response, post
-from litestar.background_tasks import BackgroundTask
 from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody
 
 from server import posts, sealed_posts
-from server.after_commit import announce
 from server.bodies import Base64, Body, Request
 from server.controllers.keys import show_key
 from server.controllers.posts import PostOut, SealedKey, check_named_group, show_post
@@ -58,7 +56,7 @@ async def create_sealed_post(request: Request, data: JSONBody[Body[SealedPostIn]
         row,
         status_code=201 if is_new else 200,
         headers={"Location": f"{request.settings.root_path}/posts/{row['id']}"},
-        background=BackgroundTask(announce, request.redis, events),
+        background=request.announcing(events),
     )
 
 
