@@ -263,7 +263,8 @@ class Hub:
         joined -= names
         if not joined:
             self._joined.pop(receiver, None)
-            self._reached.discard(receiver)
+            for reached in (self._reached, *self._had.values()):
+                reached.discard(receiver)
         for name in names:
             members = self._members[name]
             members.discard(receiver)

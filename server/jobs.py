@@ -44,6 +44,7 @@ JOB_KEPT_S = 86_400
 TICK_KEPT_S = 60
 
 ENQUEUE_AT_ONCE = 500
+TOLD_AT_ONCE = 50
 
 CONNECT_TIMEOUT_S = 1.0
 ANSWER_TIMEOUT_S = 2.0
@@ -139,13 +140,24 @@ async def enqueue(
     `kept_s` seconds. Raises one of channels.UNAVAILABLE.
     """
     now = timestamp_ms()
-    async with redis.pipeline(transaction=True) as pipeline:
-        for job_id, args in arguments.items():
-            job = serialize_job(function, tuple(args), {}, None, now, serializer=serialize)
-            pipeline.set(job_key_prefix + job_id, job, nx=True, ex=kept_s)
-            pipeline.zadd(redis.default_queue_name, {job_id: 1 if first else now}, nx=True)
-        pipeline.publish(*wake(redis.default_queue_name))
-        await pipeline.execute()
+    entries: list[str | bytes] = []
+    for job_id, args in arguments.items():
+        entries += job_id, serialize_job(function, tuple(args), {}, None, now, serializer=serialize)
+    told = arguments if len(arguments) <= TOLD_AT_ONCE else ()
+    channel, message = wake(redis.default_queue_name, told)
+    head = redis.default_queue_name, 1 if first else now, kept_s, channel, message
+    await redis.register_script(_ENQUEUE)(args=[*head, *entries])
+
+
+# ARGV: the queue, the place in it, for how many seconds a job is kept, the channel and message of the wake-up, and then
+# of each job its id and itself.
+_ENQUEUE = f"""
+for place = 6, #ARGV, 2 do
+  redis.call('SET', '{job_key_prefix}' .. ARGV[place], ARGV[place + 1], 'NX', 'EX', ARGV[3])
+  redis.call('ZADD', ARGV[1], 'NX', ARGV[2], ARGV[place])
+end
+redis.call('PUBLISH', ARGV[4], ARGV[5])
+"""
 
 
 async def enqueue_tick(redis: ArqRedis, function: str, tick_ms: int) -> None:
@@ -159,15 +171,15 @@ async def enqueue_tick(redis: ArqRedis, function: str, tick_ms: int) -> None:
 
 
 def wake_channel(queue_name: str) -> str:
-    """Told whenever something was put on the queue."""
+    """Told whenever something was put on the queue: which jobs, or nothing where it is for the workers to look."""
     return f"queued:{queue_name}"
 
 
-def wake(queue_name: str) -> tuple[bytes, bytes]:
-    """The message that wakes the workers of a queue: its channel and what is in it."""
+def wake(queue_name: str, job_ids: Iterable[str] = ()) -> tuple[bytes, bytes]:
+    """The message that wakes the workers of a queue: its channel and what is in it, ids of jobs or nothing."""
     return (
         channels.wire_name(wake_channel(queue_name), channels.PREFIX),
-        channels.write_envelope(os.urandom(channels.EVENT_ID_BYTES), ""),
+        channels.write_envelope(os.urandom(channels.EVENT_ID_BYTES), "\n".join(job_ids)),
     )
 
 

@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import functools
 import logging
+import math
 import os
 import socket
 import sys
@@ -120,7 +121,8 @@ _BROUGHT: contextvars.ContextVar[Brought | None] = contextvars.ContextVar("broug
 class Worker(arq.worker.Worker):
     """What arq's worker lacks:
 
-    * It is woken when a job is enqueued and when one of its own ends, where arq sleeps until its next poll.
+    * It is told of a job that is enqueued, and reads the queue when one of its own ends and more may be there, where
+      arq sleeps until its next poll.
     * It outlives a lost Redis, of any length. arq ends, or hangs on SIGTERM where many retries are set.
     * It claims all that it has room for in one round trip, which brings the jobs along, and loses no slot if Redis goes
       in the middle of that.
@@ -130,12 +132,21 @@ class Worker(arq.worker.Worker):
     def __init__(self, redis: ArqRedis, **options: Any) -> None:
         super().__init__(redis_pool=redis, queue_name=redis.default_queue_name, **options)
         self._woken = asyncio.Event()
+        self._told: list[bytes] = []
+        # Whether there may be more in the queue than one is told of.
+        self._reads_queue = True
+        self._is_behind = False
+        self._read_at = -math.inf
         self._lost_redis = False
         self._looks_again: asyncio.TimerHandle | None = None
         self._claim = redis.register_script(CLAIM)
 
-    def put(self, _: str | Reconnected) -> None:
-        """Receiver of the channel that tells of new jobs. Whatever comes, even a reconnection, is a reason to look."""
+    def put(self, item: str | Reconnected) -> None:
+        """Receiver of the channel that tells of new jobs, by their ids; anything else is a reason to read the queue."""
+        if isinstance(item, str) and item:
+            self._told += item.encode().split(b"\n")
+        else:
+            self._reads_queue = True
         self._woken.set()
 
     async def main(self) -> None:
@@ -148,15 +159,26 @@ class Worker(arq.worker.Worker):
         while not (self.is_stopping and not self.tasks):
             self._woken.clear()
             try:
-                await self._poll_iteration()
+                await self._look()
             except UNAVAILABLE as error:
                 self._note_redis(error)
+                self._reads_queue = True
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
             else:
                 self._note_redis(None)
                 backoff_s = 0.05
                 await within(self.poll_delay_s, self._woken.wait())
+
+    async def _look(self) -> None:
+        told, self._told = self._told, []
+        if told and not self._reads_queue and self.loop.time() - self._read_at < self.poll_delay_s:
+            if self.allow_pick_jobs:
+                await self.start_jobs(told)
+            return
+        self._reads_queue = False
+        self._read_at = self.loop.time()
+        await self._poll_iteration()
 
     def _note_redis(self, error: Exception | None) -> None:
         if error and not self._lost_redis:
@@ -185,8 +207,10 @@ class Worker(arq.worker.Worker):
             claimed = await self._claim(args=arguments)
         # The queue holds what is running too. With many workers that may be all that one reading shows: read on.
         reads_on = not claimed and room > 0 and len(job_ids) == self.queue_read_limit
+        self._is_behind = len(wanted) > room or len(job_ids) == self.queue_read_limit
         self._queue_read_offset = self._queue_read_offset + self.queue_read_limit if reads_on else 0
         if reads_on:
+            self._reads_queue = True
             self._woken.set()
         for job_id, score, job, number in claimed:
             self._start(job_id.decode(), int(float(score)), Brought(job, number))
@@ -200,16 +224,20 @@ class Worker(arq.worker.Worker):
         task = self.loop.create_task(self.run_job(job_id, score), context=context)
         self.tasks[job_id] = task
         self.job_counter += 1
-        task.add_done_callback(self._end_job)
+        task.add_done_callback(functools.partial(self._end_job, job_id))
 
-    def _end_job(self, _: asyncio.Task[None]) -> None:
+    def _end_job(self, job_id: str, task: asyncio.Task[None]) -> None:
         self.job_counter -= 1
+        # The next reading of the queue raises what a task has raised.
+        if not task.cancelled() and task.exception() is None:
+            self.tasks.pop(job_id, None)
         # Jobs that end at about the same time make room together: a look at the queue takes as long as a short job.
-        if self._looks_again is None:
+        if self._looks_again is None and (self._is_behind or self.is_stopping):
             self._looks_again = self.loop.call_later(SETTLE_S if self.job_counter else 0, self._look_again)
 
     def _look_again(self) -> None:
         self._looks_again = None
+        self._reads_queue = True
         self._woken.set()
 
     async def run_cron(self, n: datetime, delay: float, num_windows: int = 2) -> None:  # noqa: ARG002 - arq's signature

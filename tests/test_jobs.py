@@ -144,10 +144,16 @@ async def test_enqueuing_and_releasing_wake_the_workers_of_that_queue(redis: Arq
         sleeper, other = Subscriber(), Subscriber()
         await hub.join(sleeper, [jobs.wake_channel(redis.default_queue_name)])
         await hub.join(other, [jobs.wake_channel("another queue")])
-        for act in (jobs.enqueue_seal(redis, post_id), jobs.release_seals(redis, [post_id])):
+        many = [uuid.uuid4() for _ in range(jobs.TOLD_AT_ONCE + 1)]
+        for act, told in (
+            (jobs.enqueue_seal(redis, post_id), f"seal:{post_id}"),
+            (jobs.enqueue_seals(redis, many[:2]), f"seal:{many[0]}\nseal:{many[1]}"),
+            (jobs.enqueue_seals(redis, many), ""),
+            (jobs.release_seals(redis, [post_id]), ""),
+        ):
             await act
             async with asyncio.timeout(2):
-                assert await sleeper.get() == ""
+                assert await sleeper.get() == told
         assert not other._items
 
 
