@@ -63,7 +63,7 @@ EVENT_ID_BYTES = 16
 PUBLISH_AT_ONCE = 1000
 SUBSCRIBE_AT_ONCE = 1000
 READ_AT_ONCE = 64
-REACH_AT_ONCE = 10_000
+REACH_AT_ONCE = 1000
 MAX_HAD = 100
 
 # What Redis raises while it is away, starting, full or read-only. asyncio's TimeoutError is the built-in one.
