@@ -4,9 +4,13 @@
 longer than what it holds. All chunks but the last hold 65,536 bytes and the tag MESSAGE; the last holds the rest, at
 least one byte unless the file is empty, and the tag FINAL. So each file has one division only, and a stream cut off
 anywhere lacks FINAL. Chunk i is bound to the attachment's id and to i, and begins at byte 24 + 65,553·i.
+
+BLAKE2b takes as long as the cipher. So sealing and opening come in two halves as well, of which the second, the hash of
+the stream, may run in another thread. And they write into memory that the caller has already: for a file, a system that
+has to find new memory for each block does little else.
 """
 
-import hashlib
+from collections.abc import Iterator
 from contextlib import suppress
 from uuid import UUID
 
@@ -22,7 +26,7 @@ from nacl.exceptions import CryptoError
 from nacl.utils import random
 
 from server.sealing.ciphers import new_key
-from server.sealing.digests import HASH_BYTES, is_bytes, same
+from server.sealing.digests import HASH_BYTES, Blake2b256, Buffer, is_bytes, same
 from server.sealing.errors import CannotOpenFile, InvalidKey, StreamEnded
 from server.sealing.texts import FILE_KEY_BYTES
 
@@ -36,8 +40,10 @@ __all__ = [
     "chunk_count",
     "chunk_offset",
     "new_file_key",
+    "plain_room",
     "plain_size",
     "sealed_size",
+    "stream_room",
 ]
 
 FILE_LABEL = b"secureblogs file v1"
@@ -77,11 +83,23 @@ def plain_size(stream_bytes: int) -> int:
     return size
 
 
+def stream_room(length: int) -> int:
+    """How many bytes of a stream `length` bytes of its file make at most, after any others."""
+    return HEADER_BYTES + SEALED_CHUNK_BYTES * (length // CHUNK_BYTES + 1)
+
+
+def plain_room(length: int) -> int:
+    """How many bytes of a file `length` bytes of its stream make at most, after any others."""
+    return CHUNK_BYTES * (length // SEALED_CHUNK_BYTES + 1)
+
+
 class FileSealer:
     """Seals one file: what `update` and `finish` give, joined, is the stream.
 
     `size` counts the bytes taken. `header` is given only to reproduce a stream. Raises InvalidKey unless key and header
     have 32 and 24 bytes.
+
+    In the place of `update`, `seal_into` and `hash_stream` may be called, from two threads.
     """
 
     def __init__(self, file_key: bytes, attachment_id: UUID, header: bytes | None = None) -> None:
@@ -93,7 +111,9 @@ class FileSealer:
         self._index = 0
         self._waiting = bytearray()
         self._ready = header
-        self._hash = hashlib.blake2b(header, digest_size=HASH_BYTES)
+        self._hash = Blake2b256()
+        self._stream_bytes = 0
+        self._hashed_bytes = 0
         self._ended = False
         self.size = 0
 
@@ -104,40 +124,57 @@ class FileSealer:
             raise StreamEnded("the stream has not ended yet")
         return self._hash.digest()
 
-    def update(self, plaintext: bytes) -> bytes:
+    def update(self, plaintext: Buffer) -> bytes:
         """Takes the next bytes of the file, any number, and gives what of the stream is ready.
 
         Raises StreamEnded after `finish`.
         """
+        stream = b"".join(self._seal(plaintext))
+        self.hash_stream(stream)
+        return stream
+
+    def seal_into(self, plaintext: Buffer, stream: memoryview) -> int:
+        """The first half of `update`: writes what is ready to the beginning of `stream`, and gives its number of bytes.
+
+        `stream` has room for `stream_room(len(plaintext))` bytes. Raises StreamEnded after `finish`.
+        """
+        end = 0
+        for part in self._seal(plaintext):
+            end = _put(stream, end, part)
+        return end
+
+    def hash_stream(self, stream: Buffer) -> None:
+        """The second half of `update`: takes all that `seal_into` wrote, in the same order."""
+        self._hash.update(stream)
+        self._hashed_bytes += len(stream)
+
+    def finish(self) -> bytes:
+        """Gives the rest of the stream, never empty. StreamEnded if it was called before, or the hash lags behind."""
+        if self._ended or self._hashed_bytes != self._stream_bytes:
+            raise StreamEnded
+        self._ended = True
+        rest = self._ready + self._push(bytes(self._waiting), crypto_secretstream_xchacha20poly1305_TAG_FINAL)
+        self._hash.update(rest)
+        return rest
+
+    def _seal(self, plaintext: Buffer) -> Iterator[bytes]:
         if self._ended:
             raise StreamEnded
         self.size += len(plaintext)
-        self._waiting += plaintext
-        chunks = [self._taken()]
+        if self._ready:
+            ready, self._ready = self._ready, b""
+            self._stream_bytes += len(ready)
+            yield ready
         # A full chunk waits until a byte follows it: it may be the last, which is tagged FINAL.
-        while len(self._waiting) > CHUNK_BYTES:
-            chunks.append(self._push(CHUNK_BYTES, crypto_secretstream_xchacha20poly1305_TAG_MESSAGE))
-        return b"".join(chunks)
+        for chunk in _chunks(self._waiting, plaintext, CHUNK_BYTES, kept=1):
+            sealed = self._push(chunk, crypto_secretstream_xchacha20poly1305_TAG_MESSAGE)
+            self._stream_bytes += len(sealed)
+            yield sealed
 
-    def finish(self) -> bytes:
-        """Gives the rest of the stream, never empty. StreamEnded if it was called before."""
-        if self._ended:
-            raise StreamEnded
-        self._ended = True
-        header = self._taken()
-        return header + self._push(len(self._waiting), crypto_secretstream_xchacha20poly1305_TAG_FINAL)
-
-    def _push(self, length: int, tag: int) -> bytes:
+    def _push(self, chunk: bytes, tag: int) -> bytes:
         associated = _associated(self._attachment_id, self._index)
-        chunk = crypto_secretstream_xchacha20poly1305_push(self._state, bytes(self._waiting[:length]), associated, tag)
-        del self._waiting[:length]
         self._index += 1
-        self._hash.update(chunk)
-        return chunk
-
-    def _taken(self) -> bytes:
-        ready, self._ready = self._ready, b""
-        return ready
+        return crypto_secretstream_xchacha20poly1305_push(self._state, chunk, associated, tag)
 
 
 class FileOpener:
@@ -146,6 +183,8 @@ class FileOpener:
     Every byte given is authentic, but only `finish` tells that it is the whole file, of this `hash` and `size` (None
     where a reader does not know it): write to a temporary name, and rename after it. The first failure is for good;
     each is CannotOpenFile.
+
+    In the place of `update`, `open_into` and `hash_stream` may be called, from two threads.
     """
 
     def __init__(self, file_key: bytes, attachment_id: UUID, hash: bytes, size: int | None = None) -> None:
@@ -158,38 +197,42 @@ class FileOpener:
         self._state: crypto_secretstream_xchacha20poly1305_state | None = None
         self._index = 0
         self._waiting = bytearray()
-        self._hash = hashlib.blake2b(digest_size=HASH_BYTES)
+        self._hash = Blake2b256()
+        self._stream_bytes = 0
+        self._hashed_bytes = 0
         self._final = False
         self._dead = False
         self.size = 0
 
-    def update(self, stream: bytes) -> bytes:
+    def update(self, stream: Buffer) -> bytes:
         """Takes the next bytes of the stream, any number; gives what of the file has been opened."""
-        self._enter()
-        self._waiting += stream
+        plaintext = b"".join(self._open(stream))
+        self.hash_stream(stream)
+        return plaintext
+
+    def open_into(self, stream: Buffer, plaintext: memoryview) -> int:
+        """The first half of `update`: writes to the beginning of `plaintext`, and gives how many bytes that were.
+
+        `plaintext` has room for `plain_room(len(stream))` bytes.
+        """
+        end = 0
+        for part in self._open(stream):
+            end = _put(plaintext, end, part)
+        return end
+
+    def hash_stream(self, stream: Buffer) -> None:
+        """The second half of `update`: takes all that `open_into` took, in the same order."""
         self._hash.update(stream)
-        if self._state is None and len(self._waiting) >= HEADER_BYTES:
-            self._state = _begun(bytes(self._waiting[:HEADER_BYTES]), self._file_key)
-            del self._waiting[:HEADER_BYTES]
-        plaintext = []
-        while self._state is not None and not self._final and len(self._waiting) >= SEALED_CHUNK_BYTES:
-            plaintext.append(self._pull(self._state, SEALED_CHUNK_BYTES))
-        if self._final and self._waiting:
-            raise CannotOpenFile
-        # A stream that is longer than its document says is given up at once, not when it has filled a disk.
-        if self._expected_size is not None and self.size > self._expected_size:
-            raise CannotOpenFile
-        self._dead = False
-        return b"".join(plaintext)
+        self._hashed_bytes += len(stream)
 
     def finish(self) -> bytes:
         """Gives the rest of the file. To be called once, at the end of the stream."""
         self._enter()
         plaintext = b""
         if self._state is not None and not self._final:
-            plaintext = self._pull(self._state, len(self._waiting))
+            plaintext = self._pull(self._state, bytes(self._waiting))
         # Without FINAL there is more of the file than was given: it was cut off between two chunks.
-        if not self._final:
+        if not self._final or self._hashed_bytes != self._stream_bytes:
             raise CannotOpenFile
         if self._expected_size is not None and self.size != self._expected_size:
             raise CannotOpenFile
@@ -199,20 +242,40 @@ class FileOpener:
             raise CannotOpenFile
         return plaintext
 
+    def _open(self, stream: Buffer) -> Iterator[bytes]:
+        self._enter()
+        self._stream_bytes += len(stream)
+        with memoryview(stream) as view:
+            header_bytes = 0 if self._state else HEADER_BYTES - len(self._waiting)
+            self._waiting += view[:header_bytes]
+            if self._state is None and len(self._waiting) == HEADER_BYTES:
+                self._state = _begun(bytes(self._waiting), self._file_key)
+                self._waiting.clear()
+            if self._state:
+                for chunk in _chunks(self._waiting, view[header_bytes:], SEALED_CHUNK_BYTES, kept=0):
+                    yield self._pull(self._state, chunk)
+        if self._final and self._waiting:
+            raise CannotOpenFile
+        # A stream that is longer than its document says is given up at once, not when it has filled a disk.
+        if self._expected_size is not None and self.size > self._expected_size:
+            raise CannotOpenFile
+        self._dead = False
+
     def _enter(self) -> None:
         # Dead until the call has succeeded: what fails once, or has been finished, is never taken up again.
         if self._dead:
             raise CannotOpenFile
         self._dead = True
 
-    def _pull(self, state: crypto_secretstream_xchacha20poly1305_state, length: int) -> bytes:
-        # An empty chunk after others would be a second division of the same file.
-        if length < CHUNK_OVERHEAD_BYTES or (length == CHUNK_OVERHEAD_BYTES and self._index > 0):
+    def _pull(self, state: crypto_secretstream_xchacha20poly1305_state, chunk: bytes) -> bytes:
+        # Nothing follows FINAL, and an empty chunk after others would be a second division of the same file.
+        least = CHUNK_OVERHEAD_BYTES + (self._index > 0)
+        if self._final or len(chunk) < least:
             raise CannotOpenFile
         associated = _associated(self._attachment_id, self._index)
         pulled: tuple[bytes, int] | None = None
         with suppress(CryptoError):
-            pulled = crypto_secretstream_xchacha20poly1305_pull(state, bytes(self._waiting[:length]), associated)
+            pulled = crypto_secretstream_xchacha20poly1305_pull(state, chunk, associated)
         if pulled is None:
             raise CannotOpenFile
         plaintext, tag = pulled
@@ -221,10 +284,29 @@ class FileOpener:
             self._final = True
         elif tag != crypto_secretstream_xchacha20poly1305_TAG_MESSAGE:
             raise CannotOpenFile
-        del self._waiting[:length]
         self._index += 1
         self.size += len(plaintext)
         return plaintext
+
+
+def _chunks(waiting: bytearray, more: Buffer, length: int, *, kept: int) -> Iterator[bytes]:
+    """What waits and what comes after it, in chunks of `length` bytes. The rest, at least `kept` bytes, waits on."""
+    with memoryview(more) as view:
+        start = 0
+        while len(waiting) + len(view) - start >= length + kept:
+            end = start + length - len(waiting)
+            chunk = bytes(waiting) + view[start:end] if waiting else bytes(view[start:end])
+            waiting.clear()
+            start = end
+            yield chunk
+        waiting += view[start:]
+
+
+def _put(memory: memoryview, start: int, some: bytes) -> int:
+    """Where it ends."""
+    end = start + len(some)
+    memory[start:end] = some
+    return end
 
 
 def _begun(header: bytes, file_key: bytes) -> crypto_secretstream_xchacha20poly1305_state:

@@ -21,6 +21,15 @@ def test_request_mac_is_keyed_blake2b(key: bytes, message: bytes) -> None:
     assert digests.request_mac(key, message) == blake2b(message, key=key, digest_size=32).digest()
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_pieces_of_any_kind_have_the_hash_of_the_whole(kind: type) -> None:
+    whole = bytes(range(256)) * 10_000
+    hashed = digests.Blake2b256()
+    for start, end in ((0, 0), (0, 1), (1, 100), (100, 2_500_000), (2_500_000, len(whole))):
+        hashed.update(kind(whole[start:end]))
+    assert hashed.digest() == hashed.digest() == digests.blake2b_256(whole)
+
+
 @pytest.mark.parametrize("length", [0, 1, 31, 33, 64, 65])
 def test_a_mac_has_a_key(length: int) -> None:
     with pytest.raises(InvalidKey):

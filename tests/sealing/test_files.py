@@ -184,6 +184,47 @@ def test_files_come_back_byte_by_byte() -> None:
     assert b"".join(opener.update(bytes([byte])) for byte in stream) + opener.finish() == b"hello"
 
 
+@pytest.mark.parametrize("step", [1_000, 65_536, 65_553, 1 << 20])
+def test_halves_are_the_whole(step: int) -> None:
+    plaintext = hashlib.shake_128(b"halves").digest(200_000)
+    sealer, memory = FileSealer(KEY, ID, HEADER), memoryview(bytearray(files.stream_room(step)))
+    parts = []
+    for at in range(0, len(plaintext), step):
+        parts.append(bytes(memory[: sealer.seal_into(plaintext[at : at + step], memory)]))
+    for part in parts:
+        sealer.hash_stream(part)
+    stream = b"".join(parts) + sealer.finish()
+    whole = FileSealer(KEY, ID, HEADER)
+    assert stream == whole.update(plaintext) + whole.finish()
+    assert sealer.hash == whole.hash == hashlib.blake2b(stream, digest_size=32).digest()
+
+    opener, memory = FileOpener(KEY, ID, whole.hash), memoryview(bytearray(files.plain_room(step)))
+    opened = b""
+    for at in range(0, len(stream), step):
+        opened += memory[: opener.open_into(stream[at : at + step], memory)]
+        opener.hash_stream(memoryview(stream)[at : at + step])
+    assert opened + opener.finish() == plaintext
+
+
+def test_hash_that_lags_behind_is_noticed() -> None:
+    sealer, memory = FileSealer(KEY, ID, HEADER), memoryview(bytearray(files.stream_room(100_000)))
+    sealed = bytes(memory[: sealer.seal_into(bytes(100_000), memory)])
+    with pytest.raises(StreamEnded):
+        sealer.finish()
+    sealer.hash_stream(sealed)
+    stream = sealed + sealer.finish()
+    # Of two streams under one key it is the hash alone that tells which one was meant.
+    opener = FileOpener(KEY, ID, hashlib.blake2b(digest_size=32).digest())
+    opener.open_into(stream, memory)
+    with pytest.raises(CannotOpenFile):
+        opener.finish()
+    opener = FileOpener(KEY, ID, hashlib.blake2b(stream[:50], digest_size=32).digest())
+    opener.open_into(stream, memory)
+    opener.hash_stream(stream[:50])
+    with pytest.raises(CannotOpenFile):
+        opener.finish()
+
+
 def test_every_flipped_byte_is_refused() -> None:
     stream, digest = seal(b"hello")
     for changed in flips(stream):
