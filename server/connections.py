@@ -104,6 +104,16 @@ class HttpConnection(HttpToolsProtocol):
         if self.cycle is not None:
             self.cycle.transport = cast("Transport", WayOut(self))
 
+    def on_body(self, body: bytes) -> None:
+        # uvicorn copies what comes to the end of a bytearray, and bytes out of that. What finds nothing before it, as
+        # most of a large body does, is as well left as it is.
+        cycle: Any = self.cycle
+        if not cycle.body:
+            cycle.body = b""
+        elif isinstance(cycle.body, bytes):
+            cycle.body = bytearray(cycle.body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._await(Awaited.ANSWER)
         super().on_message_complete()

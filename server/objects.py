@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from server.errors import StoreAway
+from server.sealing.digests import Buffer
 from server.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -60,26 +62,71 @@ def open_store(settings: Settings) -> ObjectStore:
         raise SettingsError(f"OBJECT_STORE_URL: {str(error).splitlines()[0]}") from None
 
 
-async def write(store: ObjectStore, name: str, blocks: AsyncIterator[bytes]) -> None:
+async def write(store: ObjectStore, name: str, blocks: AsyncIterator[Buffer]) -> None:
     """Store what the blocks are, joined; in memory are a few parts of 8 MiB. It is there whole, or not at all.
 
-    Raises StoreAway, and whatever `blocks` raises.
+    A block is done with when the one after the next is asked for: its memory may be used again. Raises StoreAway, and
+    whatever `blocks` raises.
     """
     try:
-        await obstore.put_async(
-            store, name, blocks, use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
-        )
         if isinstance(store, LocalStore) and store.prefix is not None:
-            # Acknowledged is what survives the loss of power.
-            await asyncio.to_thread(sync, Path(store.prefix) / name)
+            await write_file(Path(store.prefix) / name, blocks)
+        else:
+            await obstore.put_async(
+                store, name, copies(blocks), use_multipart=True, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
+            )
     except (BaseError, OSError) as error:
         raise away(error) from None
 
 
-def sync(path: Path) -> None:
-    """The file, and the folders that lead to it, to the disk."""
-    for place in (path, path.parent, path.parent.parent):
-        number = os.open(place, os.O_RDONLY)
+async def copies(blocks: AsyncIterator[Buffer]) -> AsyncIterator[bytes]:
+    """obstore keeps what it is given until it has enough for a part."""
+    async for block in blocks:
+        yield bytes(block)
+
+
+async def write_file(path: Path, blocks: AsyncIterator[Buffer]) -> None:
+    """As obstore would do it, but without its memory for parts: to find that takes longer than to write the file."""
+    part = path.with_name(f"{path.name}#1")
+    file = await asyncio.to_thread(create, part)
+    working: asyncio.Future[None] | None = None
+    try:
+        async for block in blocks:
+            if working:
+                await asyncio.shield(working)
+            working = asyncio.ensure_future(asyncio.to_thread(write_all, file, block))
+        if working:
+            await asyncio.shield(working)
+        working = asyncio.ensure_future(asyncio.to_thread(finish_file, file, part, path))
+        await asyncio.shield(working)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        if working:
+            # A thread can't be cancelled, and what it works on is closed next.
+            await asyncio.gather(working, return_exceptions=True)
+        file.close()
+
+
+def create(path: Path) -> FileIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileIO(path, "x")
+
+
+def write_all(file: FileIO, block: Buffer) -> None:
+    with memoryview(block) as left:
+        start = 0
+        while start < len(left):
+            start += file.write(left[start:])
+
+
+def finish_file(file: FileIO, part: Path, path: Path) -> None:
+    """Acknowledged is what survives the loss of power: the file, and the folders that lead to it."""
+    os.fsync(file.fileno())
+    part.rename(path)
+    for folder in (path.parent, path.parent.parent):
+        number = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(number)
         finally:
@@ -125,7 +172,7 @@ async def delete(store: ObjectStore, name: str) -> None:
 
 
 def remove_parts(path: Path) -> None:
-    """obstore writes to `name#1` and so on, and renames that when it is whole."""
+    """`name#1`, or with a higher number, is renamed when it is whole."""
     for part in path.parent.glob(f"{path.name}#*"):
         part.unlink(missing_ok=True)
 

@@ -140,6 +140,28 @@ async def test_what_breaks_off_is_not_there(store: ObjectStore) -> None:
         await read(store, "ab/broken", 0, 1)
 
 
+async def test_what_breaks_off_leaves_nothing_in_a_folder(tmp_path: Path) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield bytes(MIB)
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        await objects.write(objects.open_store(Settings(data_dir=tmp_path)), "ab/broken", breaking())
+    assert list((tmp_path / "objects" / "ab").iterdir()) == []
+
+
+async def test_memory_of_a_block_may_be_used_again(store: ObjectStore) -> None:
+    async def reused() -> AsyncIterator[memoryview]:
+        memories = [bytearray(MIB), bytearray(MIB)]
+        for number in range(20):
+            memory = memories[number % 2]
+            memory[:] = part(number * MIB, (number + 1) * MIB)
+            yield memoryview(memory)
+
+    await objects.write(store, "ab/reused", reused())
+    assert await read(store, "ab/reused", 0, 20 * MIB) == part(0, 20 * MIB)
+
+
 async def test_object_that_is_shorter_than_it_should_be_is_noticed(store: ObjectStore) -> None:
     await objects.write(store, "ab/short", blocks(100))
     with pytest.raises(StoreAway):

@@ -193,7 +193,7 @@ async def store_upload(request: Request, attachment_id: UUID, named: Named, *, b
     return row, is_new
 
 
-async def charge(request: Request, charged: Counter[int]) -> AsyncIterator[bytes]:
+async def charge(request: Request, charged: Counter[int]) -> AsyncIterator[memoryview]:
     """The body in blocks, each counted in `charged` by its day. Raises QuotaExceeded."""
     async for block in uploads.blocks(pieces(request)):
         charged[await request.quotas.take(request.user.user_id, "upload_bytes", len(block))] += len(block)
