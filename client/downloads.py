@@ -19,6 +19,7 @@ from client.errors import CannotOpen, StorageError
 from client.saving import Part, check_replaceable, numbered
 from client.streams import SealedStream
 from server.sealing import files as sealing_files
+from server.sealing.digests import Buffer
 from server.sealing.errors import CannotOpenFile
 from server.sealing.files import FileOpener, FileSealer
 from server.sealing.texts import Attachment
@@ -133,11 +134,20 @@ async def _download(stream: SealedStream, key: FileKey, file: BinaryIO, tell: Te
     await _download(stream, key, file, tell)
 
 
-async def _open_all(blocks: AsyncIterator[bytes], file: BinaryIO, opener: FileOpener, tell: Tell | None) -> None:
-    """Each block is opened in a thread, where libsodium and hashlib let go of the GIL, while the next one comes."""
+async def _open_all(blocks: AsyncIterator[memoryview], file: BinaryIO, opener: FileOpener, tell: Tell | None) -> None:
+    """Each block is opened and written in one thread and hashed in another, while the next one comes.
 
-    async def open_one(block: bytes) -> None:
-        await asyncio.to_thread(_open_block, file, opener, block)
+    libsodium, and writing, let go of the GIL.
+    """
+    memory = memoryview(bytearray(sealing_files.plain_room(BLOCK_BYTES)))
+
+    async def open_one(block: memoryview) -> None:
+        halves = [
+            asyncio.create_task(asyncio.to_thread(_open_block, file, opener, block, memory)),
+            asyncio.create_task(asyncio.to_thread(opener.hash_stream, block)),
+        ]
+        await asyncio.wait(halves)
+        await asyncio.gather(*halves)
         if tell:
             tell(opener.size)
 
@@ -157,26 +167,31 @@ async def _open_all(blocks: AsyncIterator[bytes], file: BinaryIO, opener: FileOp
                 opening.exception()
 
 
-def _open_block(file: BinaryIO, opener: FileOpener, block: bytes) -> None:
-    _write(file, opener.update(block))
+def _open_block(file: BinaryIO, opener: FileOpener, block: memoryview, memory: memoryview) -> None:
+    _write(file, memory[: opener.open_into(block, memory)])
 
 
-def _write(file: BinaryIO, opened: bytes) -> None:
+def _write(file: BinaryIO, opened: Buffer) -> None:
     left = memoryview(opened)
     while left:
         left = left[file.write(left) :]
 
 
-async def _blocks(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The same bytes in blocks that are worth a thread."""
-    waiting = bytearray()
+async def _blocks(pieces: AsyncIterator[bytes]) -> AsyncGenerator[memoryview, None]:
+    """The same bytes in blocks that are worth a thread. A block is good until the one after the next is asked for."""
+    memory, next_memory = (memoryview(bytearray(BLOCK_BYTES)) for _ in range(2))
+    end = 0
     async for piece in pieces:
-        waiting += piece
-        if len(waiting) >= BLOCK_BYTES:
-            yield bytes(waiting)
-            waiting.clear()
-    if waiting:
-        yield bytes(waiting)
+        left = memoryview(piece)
+        while left:
+            taken = min(len(left), BLOCK_BYTES - end)
+            memory[end : end + taken] = left[:taken]
+            left, end = left[taken:], end + taken
+            if end == BLOCK_BYTES:
+                yield memory
+                memory, next_memory, end = next_memory, memory, 0
+    if end:
+        yield memory[:end]
 
 
 async def _take_up(stream: SealedStream, key: FileKey, file: BinaryIO, opener: FileOpener) -> int:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
 import h11
@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from client.errors import BadAddress, BadAnswer, BadText, NetworkError, Problem, Refused, refusal
+from server.sealing.digests import Buffer
 
 Answer = TypeVar("Answer")
 
@@ -33,6 +34,8 @@ _PASSING = frozenset({502, 503, 504})
 
 # In seconds. Once an answer has begun, it is there.
 EARLY_ANSWER_S = 2.0
+# As much as asyncio takes from a connection at once.
+READ_BYTES = 256 * 1024
 # In seconds. A server hands a file on as it comes: while its store is slow, it neither takes anything nor answers.
 FILE_TIMEOUT = httpx.Timeout(120.0, connect=10.0)
 
@@ -47,7 +50,7 @@ class Content(Protocol):
     def can_be_opened(self) -> bool:
         """Whether it can be opened, again if it was before."""
 
-    def open(self) -> AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
+    def open(self) -> AbstractAsyncContextManager[AsyncIterator[Buffer]]: ...
 
 
 class Retries(msgspec.Struct, frozen=True):
@@ -279,6 +282,7 @@ class Transport:
                 if not response.is_success:
                     await response.aread()
                 self._check_answer(response)
+                read_widely(response)
                 yield response
 
     def _check_answer(self, response: httpx.Response) -> None:
@@ -312,6 +316,23 @@ class Transport:
         return headers
 
 
+def read_widely(response: httpx.Response) -> None:
+    """Have the rest of a long answer read in the pieces in which it comes.
+
+    httpcore asks its connection for 64 KiB at a time, and so h11 and all above it take their turn four times as often.
+    """
+    stream: Any = response.extensions["network_stream"]
+    if "read" in vars(stream):
+        # Of a connection that has brought a file before.
+        return
+    read = stream.read
+
+    async def read_more(max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - as httpcore has it
+        return cast(bytes, await read(max(max_bytes, READ_BYTES), timeout))
+
+    stream.read = read_more
+
+
 class EarlyAnswer:
     """Hears a server that answers before the whole of a long body is sent, which it does to refuse it.
 
@@ -328,7 +349,7 @@ class EarlyAnswer:
         if event in {"connection.connect_tcp.complete", "proxy.start_tls.complete", "connection.start_tls.complete"}:
             self._stream = info["return_value"]
 
-    async def watch(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def watch(self, body: AsyncIterator[Buffer]) -> AsyncIterator[bytes]:
         """The same blocks, until the server says no."""
         async for block in body:
             if self._stream is not None and self._stream.get_extra_info("is_readable"):
@@ -336,7 +357,7 @@ class EarlyAnswer:
                 # the one to notice.
                 with suppress(httpcore.TimeoutException, httpcore.NetworkError, h11.RemoteProtocolError):
                     await self._read()
-            yield block
+            yield bytes(block)
 
     async def _read(self) -> None:
         stream, self._stream = self._stream, None

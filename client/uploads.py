@@ -14,6 +14,7 @@ import stat
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from client.api import Client
 from client.errors import BadText, StorageError, Substituted
 from client.models import StoredFile
 from server.sealing import files as sealing_files
-from server.sealing.digests import sha256
+from server.sealing.digests import Buffer, sha256
 from server.sealing.texts import Attachment
 
 BLOCK_BYTES = 1024 * 1024
@@ -172,24 +173,25 @@ class _Outgoing:
         return self._source.can_be_reopened or not self._was_opened
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def open(self) -> AsyncIterator[AsyncIterator[Buffer]]:
         async with aclosing(_ahead(self._blocks(), self._given_up)) as blocks:
             yield blocks
 
-    def _blocks(self) -> Generator[bytes, None, None]:
+    def _blocks(self) -> Generator[Buffer, None, None]:
+        """Each is good until the one after the next is asked for."""
         self._was_opened = True
         sealer = self._make_sealer() if self._make_sealer else None
         size = 0
-        with closing(self._opened()) as file:
+        with closing(self._opened()) as file, ThreadPoolExecutor(1) as hasher:
+            sealing = _seal(sealer, hasher) if sealer else None
             for index, block in enumerate(_read_blocks(file, self._given_up)):
                 size += len(block)
                 self._check_same(index, size, block)
                 is_last = len(block) < BLOCK_BYTES
-                sealed = block if sealer is None else sealer.update(block) + (sealer.finish() if is_last else b"")
+                ready = sealing(block, is_last=is_last) if sealing else [block]
                 if is_last:
                     self.finished = (size, sealer.hash if sealer else b"")
-                if sealed:
-                    yield sealed
+                yield from filter(None, ready)
                 if self._tell:
                     self._tell(size)
 
@@ -212,6 +214,26 @@ class _Outgoing:
             raise StorageError(f"{self._source.name} has changed while it was being sent: send it again")
 
 
+def _seal(sealer: sealing_files.FileSealer, hasher: Executor) -> Callable[..., list[Buffer]]:
+    """What seals the blocks of a file; each is hashed in a thread of its own while the next one is made."""
+    memory, next_memory = (memoryview(bytearray(sealing_files.stream_room(BLOCK_BYTES))) for _ in range(2))
+    hashing: Future[None] | None = None
+
+    def seal(block: bytes, *, is_last: bool) -> list[Buffer]:
+        nonlocal memory, next_memory, hashing
+        sealed = memory[: sealer.seal_into(block, memory)]
+        memory, next_memory = next_memory, memory
+        if hashing:
+            hashing.result()
+        if is_last:
+            sealer.hash_stream(sealed)
+            return [sealed, sealer.finish()]
+        hashing = hasher.submit(sealer.hash_stream, sealed)
+        return [sealed]
+
+    return seal
+
+
 def _read_blocks(file: Any, given_up: threading.Event) -> Iterator[bytes]:
     """Whole blocks, and at the end one that is not, which may be empty."""
     descriptor = _waitable(file)
@@ -223,6 +245,9 @@ def _read_blocks(file: Any, given_up: threading.Event) -> Iterator[bytes]:
             piece = file.read(BLOCK_BYTES - len(block))
         except OSError as error:
             raise StorageError(f"the file can't be read: {error.strerror or error}") from None
+        if len(piece) == BLOCK_BYTES:
+            yield piece
+            continue
         block += piece
         if not piece or len(block) == BLOCK_BYTES:
             yield bytes(block)
@@ -250,7 +275,7 @@ def _await_bytes(descriptor: int, given_up: threading.Event) -> bool:
     return False
 
 
-async def _ahead(blocks: Generator[bytes, None, None], given_up: threading.Event) -> AsyncGenerator[bytes, None]:
+async def _ahead(blocks: Generator[Buffer, None, None], given_up: threading.Event) -> AsyncGenerator[Buffer, None]:
     """The blocks, each made in a thread while the one before it is being sent."""
     coming = asyncio.create_task(asyncio.to_thread(next, blocks, None))
     try:

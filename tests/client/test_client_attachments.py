@@ -5,7 +5,7 @@ import io
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
@@ -20,6 +20,7 @@ from client.downloads import FileKey, key_of
 from client.errors import BadAnswer, BadFileLink, BadText, CannotOpen, Conflict, NetworkError, Refused, StorageError
 from client.posting import NewPost, publish
 from client.saving import safe_name
+from client.transport import Transport
 from client.uploads import (
     BLOCK_BYTES,
     Source,
@@ -66,7 +67,7 @@ def left(folder: Path) -> list[str]:
     return sorted(one.name for one in folder.iterdir())
 
 
-SIZES = [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, BLOCK_BYTES, 2_500_000]
+SIZES = [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, BLOCK_BYTES, 9_000_001]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -259,6 +260,16 @@ async def test_download_goes_on_where_the_connection_broke(
     assert len(cutter.ranges()) == 4
     assert cutter.down < 1.2 * SIZE
     assert left(tmp_path) == ["anna", "plan"]
+
+
+async def test_connection_that_brought_a_file_is_read_as_before(anna: Device, file: Attachment) -> None:
+    async with aclosing(Transport(anna.client.address, anna.client.token)) as transport:
+        reads = []
+        for _ in range(3):
+            async with transport.open_stream(f"/attachments/{file.id}", {}) as response:
+                await response.aread()
+                reads.append(response.extensions["network_stream"].read)
+    assert reads[0] is reads[1] is reads[2]
 
 
 async def test_download_is_given_up_and_the_next_run_goes_on(
