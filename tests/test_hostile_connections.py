@@ -81,6 +81,17 @@ def status_and_code(answer: bytes) -> tuple[int, str]:
     return problem["status"], problem["code"]
 
 
+async def test_body_in_tiny_pieces_is_whole(server: str, alice: Person) -> None:
+    body = json.dumps({"name": "x" * 100}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    head = f"POST /groups HTTP/1.1\r\nHost: x\r\nAuthorization: {alice.client.headers['Authorization']}\r\n"
+    async with raw(server) as one:
+        await one.send(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+        answer = await one.answer()
+    assert answer.startswith(b"HTTP/1.1 201")
+    assert b"x" * 100 in answer
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Connections that begin now are looked at five times a second."""

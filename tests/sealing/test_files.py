@@ -250,6 +250,15 @@ def test_every_cut_is_refused() -> None:
         refuse(stream[:length], hashlib.blake2b(stream[:length], digest_size=32).digest())
 
 
+def test_chunk_after_the_last_is_refused() -> None:
+    state = State()
+    init_pull(state, HEADER, KEY)
+    numbers = [b"secureblogs file v1" + ID.bytes + bytes([0] * 7 + [index]) for index in range(2)]
+    # Both are authentic, and full: whoever has the file key can make them.
+    stream = HEADER + b"".join(push(state, bytes(65_536), number, 3) for number in numbers)
+    refuse(stream, hashlib.blake2b(stream, digest_size=32).digest())
+
+
 def test_hash_of_another_length_is_refused() -> None:
     stream, digest = seal(b"hello")
     for wrong in (b"", digest[:-1], digest + b"\0"):
