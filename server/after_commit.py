@@ -5,8 +5,8 @@ What is to follow at the same time goes together: in one round trip to Redis, an
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -19,6 +19,11 @@ from server.events import Event
 from server.together import Together
 
 logger = logging.getLogger(__name__)
+
+
+# Nobody waits for these, so they gather for a moment.
+LINGER_S = 0.2
+SETTLE_WITHIN_S = 1.0
 
 
 class Following(NamedTuple):
@@ -36,7 +41,11 @@ async def _announce(batch: list[tuple[Redis, Sequence[Event]]]) -> list[None]:
 
 
 async def _forget(batch: list[Sequence[Event]]) -> list[None]:
-    await events.published([event.id for some in batch for event in some])
+    announced = [event.id for some in batch for event in some]
+    try:
+        await events.published(announced)
+    except database.UNAVAILABLE as error:
+        logger.warning("events will be told again", extra={"events": len(announced), "error": type(error).__name__})
     return [None] * len(batch)
 
 
@@ -47,7 +56,8 @@ async def _enqueue(batch: list[tuple[ArqRedis, UUID, str | None]]) -> list[None]
 
 
 async def _note(batch: list[tuple[ArqRedis, float]]) -> list[None]:
-    await jobs.note_sealings(batch[0][0], [seconds for _, seconds in batch])
+    with suppress(*channels.UNAVAILABLE):
+        await jobs.note_sealings(batch[0][0], [seconds for _, seconds in batch])
     return [None] * len(batch)
 
 
@@ -58,20 +68,24 @@ def following(redis: Redis) -> Following:
     found = _following.get(redis)
     if found is None:
         found = _following[redis] = Following(
-            Together(_announce), Together(_forget), Together(_enqueue), Together(_note)
+            Together(_announce),
+            Together(_forget, linger_s=LINGER_S),
+            Together(_enqueue),
+            Together(_note, linger_s=LINGER_S),
         )
     return found
 
 
 async def announce(redis: Redis, announced: Sequence[Event]) -> None:
-    """Publish events and take them out of the outbox."""
+    """Publish events, and have them taken out of the outbox."""
     if not announced:
         return
     try:
         await following(redis).announcements.add((redis, announced))
-        await following(redis).announced.add(announced)
-    except (*channels.UNAVAILABLE, *database.UNAVAILABLE) as error:
+    except channels.UNAVAILABLE as error:
         logger.warning("events are left to the sweep", extra={"events": len(announced), "error": type(error).__name__})
+    else:
+        following(redis).announced.put(announced)
 
 
 async def enqueue_seal(redis: ArqRedis, post_id: UUID) -> None:
@@ -81,6 +95,17 @@ async def enqueue_seal(redis: ArqRedis, post_id: UUID) -> None:
         logger.warning("a post is left to the sweep", extra={"post_id": post_id, "error": type(error).__name__})
 
 
-async def note_sealing(redis: ArqRedis, seconds: float) -> None:
-    with suppress(*channels.UNAVAILABLE):
-        await following(redis).sealing_times.add((redis, seconds))
+def note_sealing(redis: ArqRedis, seconds: float) -> None:
+    following(redis).sealing_times.put((redis, seconds))
+
+
+@asynccontextmanager
+async def settling(redis: Redis) -> AsyncIterator[None]:
+    """What has been put off here is done at the end, if that goes within SETTLE_WITHIN_S."""
+    try:
+        yield
+    finally:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_WITHIN_S):
+                await following(redis).announced.settle()
+                await following(redis).sealing_times.settle()

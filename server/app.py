@@ -9,7 +9,7 @@ from litestar import Litestar, Router
 from litestar.routes import HTTPRoute
 from litestar.types import Message, Scope
 
-from server import auth, bodies, dashboard_access, database, jobs, objects, openapi, problems
+from server import after_commit, auth, bodies, dashboard_access, database, jobs, objects, openapi, problems
 from server import settings as settings_module
 from server.breaker import Breaker
 from server.channels import Hub
@@ -123,6 +123,7 @@ async def run(app: Litestar) -> AsyncIterator[None]:
         await stack.enter_async_context(database.open_pool(str(settings.database_url), settings.database_pool_size))
         app.state.redis = await jobs.create_pool(str(settings.redis_url))
         stack.push_async_callback(app.state.redis.aclose, close_connection_pool=True)
+        await stack.enter_async_context(after_commit.settling(app.state.redis))
         breaker = Breaker()
         app.state.limiter = Limiter(str(settings.redis_url), app.state.redis.connection_pool, settings, breaker)
         app.state.quotas = await stack.enter_async_context(Quotas(app.state.redis, breaker, settings))

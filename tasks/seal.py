@@ -59,7 +59,7 @@ async def seal(ctx: dict[Any, Any], post_id: str) -> None:
     if any(is_sealed(event) for event in announced):
         took_s = (datetime.now(UTC) - ctx["enqueue_time"]).total_seconds()
         logger.info("post sealed", extra={"post_id": post_id, "ms": round(took_s * 1000, 1)})
-        await after_commit.note_sealing(ctx["redis"], took_s)
+        after_commit.note_sealing(ctx["redis"], took_s)
     elif announced:
         logger.warning("post can't be sealed", extra={"post_id": post_id})
 

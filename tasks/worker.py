@@ -30,7 +30,7 @@ from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.utils import timestamp_ms, to_unix_ms
 
-from server import coredumps, database, jobs, logs, objects
+from server import after_commit, coredumps, database, jobs, logs, objects
 from server.channels import UNAVAILABLE, Hub, Reconnected, within
 from server.dashboard.recorder import Bounds, record
 from server.loops import Loop, unwell
@@ -386,6 +386,7 @@ async def run(settings: Settings, queue_name: str = jobs.QUEUE_NAME) -> None:
     try:
         async with (
             database.open_pool(str(settings.database_url), settings.database_pool_size),
+            after_commit.settling(redis),
             open_worker(settings, redis) as worker,
         ):
             logger.info("worker started", extra={"queue": queue_name, "jobs": settings.worker_jobs})
