@@ -1,6 +1,13 @@
-"""People, groups and posts by the thousand, written to Postgres directly: nobody has the private halves."""
+"""People, groups and posts by the thousand, or the million, written to Postgres directly.
+
+Nobody has the private halves of their keys.
+"""
 
 import secrets
+import struct
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
@@ -84,3 +91,131 @@ async def fill_group(running: Running, group: Group, posts: int, keys_each: int)
     finally:
         await database.close()
     return [row["id"] for row in rows]
+
+
+# ------------------------------------------------------------------------------------ a database that has grown
+
+MEMBERS_OF_A_GROUP = 10
+ROWS_AT_A_TIME = 1000
+# Kinds of ids, which sort as their rows were made, and before any id that a server makes.
+USER, KEY, GROUP, POST, SEALED_KEY = (bytes([0, 0, 0, kind]) + b"\x00\x00\x70\x00" for kind in range(10, 15))
+PEOPLE = """
+    CREATE FUNCTION pg_temp.id_of(kind bytea, n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS
+        $$ SELECT encode(kind || int8send(n), 'hex')::uuid $$;
+    INSERT INTO users (id, name, issuer, subject)
+        SELECT pg_temp.id_of('{user}', n), 'User', 'growth', n::text FROM generate_series(0, {last}) n;
+    INSERT INTO user_keys (id, "user", public_key, verify_key, proof, label)
+        SELECT pg_temp.id_of('{key}', n), pg_temp.id_of('{user}', n), sha256(n::text::bytea), sha256(''),
+            sha512(''), 'key' FROM generate_series(0, {last}) n;
+    INSERT INTO user_groups (id, name, request_mac)
+        SELECT pg_temp.id_of('{group}', n), 'Group', '' FROM generate_series(0, {last} / {members}) n;
+    INSERT INTO user_group_association ("user", "group", role)
+        SELECT pg_temp.id_of('{user}', n), pg_temp.id_of('{group}', n / {members}),
+            CASE n % {members} WHEN 0 THEN 'owner' ELSE 'member' END FROM generate_series(0, {last}) n;
+"""
+# But for those that a foreign key of another table leans on.
+INDEXES = """
+    SELECT CASE WHEN k.oid IS NULL THEN format('DROP INDEX %s', i.indexrelid::regclass)
+            ELSE format('ALTER TABLE %s DROP CONSTRAINT %I', i.indrelid::regclass, k.conname) END AS drop,
+        CASE WHEN k.oid IS NULL THEN pg_get_indexdef(i.indexrelid)
+            ELSE format('ALTER TABLE %s ADD CONSTRAINT %I %s', i.indrelid::regclass, k.conname,
+                pg_get_constraintdef(k.oid)) END AS make
+    FROM pg_index i LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.conrelid = i.indrelid
+    WHERE i.indrelid IN ('posts'::regclass, 'post_keys'::regclass)
+    AND NOT EXISTS (SELECT FROM pg_constraint f WHERE f.conindid = i.indexrelid AND f.conrelid <> i.indrelid)
+"""
+
+
+async def fill_database(running: Running, users: int, posts: int) -> None:
+    """So many users in groups of ten, and posts with a key for each member of theirs: into a database without posts.
+
+    A million posts are 3.7 GB, and take a minute. What would take several is left out: triggers, which look at each
+    row, and random ids made by Postgres, at 4 us each. Indexes are made afterwards, and rows are written as VACUUM
+    leaves them. In the end all is as it was, and settled.
+    """
+    database = await asyncpg.connect(running.database_url, command_timeout=900)
+    try:
+        await database.execute("SET session_replication_role = replica; SET maintenance_work_mem = '1GB'")
+        async with few_checkpoints(database):
+            kinds = {"user": USER, "key": KEY, "group": GROUP}
+            named = {name: rf"\x{kind.hex()}" for name, kind in kinds.items()}
+            await database.execute(PEOPLE.format(last=users - 1, members=MEMBERS_OF_A_GROUP, **named))
+            indexes = await database.fetch(INDEXES)
+            async with database.transaction():
+                for index in indexes:
+                    await database.execute(index["drop"])
+                # FREEZE is for tables that nobody else has seen a row of.
+                await database.execute("TRUNCATE posts, post_keys CASCADE")
+                await copy(database, "posts", POST_COLUMNS, post_rows(users, posts))
+                await copy(database, "post_keys", "id post public_key encrypted_key", key_rows(users, posts))
+            for index in indexes:
+                await database.execute(index["make"])
+            await database.execute("VACUUM ANALYZE")
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def few_checkpoints(database: asyncpg.Connection) -> AsyncIterator[None]:
+    await database.execute("ALTER SYSTEM SET max_wal_size = '16GB'")
+    await database.execute("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        await database.execute("ALTER SYSTEM RESET max_wal_size")
+        await database.execute("SELECT pg_reload_conf()")
+        await database.execute("CHECKPOINT")
+
+
+async def copy(database: asyncpg.Connection, table: str, columns: str, rows: Iterable[bytes]) -> None:
+    """`rows` are in the binary format of COPY."""
+
+    async def source() -> AsyncIterator[bytes]:
+        # No flags, no extension.
+        yield b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+        for some in rows:
+            yield some
+        yield b"\xff\xff"
+
+    await database.copy_to_table(table, source=source(), columns=columns.split(), format="binary", freeze=True)
+
+
+POST_COLUMNS = (
+    "id group author created_at sealed_at status sealed_by heading content content_hash commitment request_mac"
+)
+
+
+def post_rows(users: int, posts: int) -> Iterator[bytes]:
+    """A post a second until now, by the owners of the groups in turns."""
+    begin = (datetime.now(UTC) - datetime(2000, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) - posts * 1_000_000
+    groups = users // MEMBERS_OF_A_GROUP
+    same = fields(b"sealed", b"server", b"Z" * 296, b"Z" * 296, bytes(32), bytes(32), b"")
+    rows = []
+    for n in range(posts):
+        group = n % groups
+        at = (begin + n * 1_000_000).to_bytes(8)
+        ids = POST + n.to_bytes(8), GROUP + group.to_bytes(8), USER + (group * MEMBERS_OF_A_GROUP).to_bytes(8)
+        rows.append(b"\x00\x0c" + fields(*ids, at, at) + same)
+        if len(rows) == ROWS_AT_A_TIME or n == posts - 1:
+            yield b"".join(rows)
+            rows.clear()
+
+
+def key_rows(users: int, posts: int) -> Iterator[bytes]:
+    """Ten of each post."""
+    groups = users // MEMBERS_OF_A_GROUP
+    ends = [fields(KEY + n.to_bytes(8), b"\xcd" * 80) for n in range(users)]
+    begin = b"\x00\x04" + struct.pack(">i", 16) + SEALED_KEY
+    rows = []
+    for n in range(posts):
+        first = n % groups * MEMBERS_OF_A_GROUP
+        post = fields(POST + n.to_bytes(8))
+        for number, end in enumerate(ends[first : first + MEMBERS_OF_A_GROUP], n * MEMBERS_OF_A_GROUP):
+            rows.append(begin + number.to_bytes(8) + post + end)
+        if len(rows) >= ROWS_AT_A_TIME or n == posts - 1:
+            yield b"".join(rows)
+            rows.clear()
+
+
+def fields(*values: bytes) -> bytes:
+    return b"".join([struct.pack(">i", len(value)) + value for value in values])
