@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -14,7 +13,7 @@ from server.after_commit import enqueue_seal
 from server.auth import PROVES, prove
 from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, PostNotFound
-from server.lists import cut, read_page
+from server.lists import read_page
 from server.posts import OwnKey
 
 Access = Literal["failed", "sealing", "readable", "requested", "denied", "no_key", "key_revoked", "not_granted"]
@@ -80,9 +79,9 @@ def show_post(row: Any, **options: Any) -> Response[PostOut]:
     return Response(row["json"], media_type=MediaType.JSON, **options)
 
 
-def show_page(rows: Sequence[Any], next_cursor: str | None) -> Response[PostPage]:
-    cursor = "null" if next_cursor is None else f'"{next_cursor}"'
-    page: Any = f'{{"items":[{",".join([row["json"] for row in rows])}],"next_cursor":{cursor}}}'
+def show_page(found: posts.JsonPage) -> Response[PostPage]:
+    cursor = "null" if found.next_cursor is None else f'"{found.next_cursor}"'
+    page: Any = f'{{"items":[{",".join(found.items)}],"next_cursor":{cursor}}}'
     return Response(page, media_type=MediaType.JSON)
 
 
@@ -144,7 +143,7 @@ async def list_posts(
         found = await posts.list_all(caller_id, page)
     else:
         found = await posts.list_of_group(caller_id, query_id("group_id", group_id), page, request.unproven)
-    return show_page(*cut(found, page))
+    return show_page(found)
 
 
 def query_id(name: str, text: str) -> UUID:
