@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
+
+from server.pool import Pool
 
 # Any fixed number: it only has to be the same in every process that migrates.
 MIGRATION_LOCK = 0x5EC0_B106
@@ -42,7 +44,7 @@ class Transaction(PostgresTransaction):
     """
 
     async def __aenter__(self) -> "Transaction":
-        self.connection = await self.get_connection()  # type: ignore[no-untyped-call]  # Piccolo's
+        self.connection = await self.get_connection()
         try:
             self.transaction = self.connection.transaction()
             await self.begin()  # type: ignore[no-untyped-call]  # Piccolo's
@@ -66,12 +68,19 @@ class Transaction(PostgresTransaction):
             await self._let_go()
         return False
 
+    async def get_connection(self) -> asyncpg.Connection:
+        """One of the pool's; migrations run before there is a pool."""
+        self.pool = cast("Pool | None", self.engine.pool)
+        return await self.pool.acquire() if self.pool else await _connect()
+
     async def _let_go(self) -> None:
-        with suppress(*UNAVAILABLE):
-            if self.engine.pool:
-                await self.engine.pool.release(self.connection)
-            else:
+        if self.pool is None:
+            with suppress(*UNAVAILABLE):
                 await self.connection.close()
+        elif self._committed or self._rolled_back:
+            self.pool.release(self.connection)
+        else:
+            self.pool.discard(self.connection)
 
 
 class Engine(PostgresEngine):
@@ -104,24 +113,29 @@ def configure(database_url: str) -> None:
     }
 
 
-async def _keep_session(_: Any) -> None:
-    """No session state is ever used (locks are the transaction's), so there is none to reset."""
+async def _connect() -> asyncpg.Connection:
+    return await asyncpg.connect(**ENGINE.config)
 
 
 @asynccontextmanager
 async def open_pool(database_url: str, size: int) -> AsyncIterator[None]:
-    """The pool of this process: at most `size` connections, opened as they are needed."""
+    """The pool of this process: at most `size` connections, opened as they are needed, the first of them now."""
     configure(database_url)
-    await ENGINE.start_connection_pool(min_size=1, max_size=size, reset=_keep_session)
+    if ENGINE.pool is not None:
+        raise RuntimeError("this process has a pool already")
+    pool = Pool(_connect, size)
+    pool.release(await pool.acquire())
+    # In the place of asyncpg's, for transactions and this module. Queries of Piccolo's own, which nothing here makes,
+    # would need one that has `async with pool.acquire()`.
+    ENGINE.pool = pool
     try:
         yield
     finally:
-        pool, ENGINE.pool = ENGINE.pool, None
-        if pool:
-            await _close(pool)
+        ENGINE.pool = None
+        await _close(pool)
 
 
-async def _close(pool: asyncpg.Pool) -> None:
+async def _close(pool: Pool) -> None:
     try:
         async with asyncio.timeout(CLOSE_WITHIN_S):
             await pool.close()
