@@ -189,12 +189,39 @@ class HttpConnection(HttpToolsProtocol):
 
 
 class WayOut:
-    """The transport of one request, for its answer."""
+    """The transport of one request, for its answer.
+
+    uvicorn writes the head by itself. It waits here for what else is written before the loop goes on, which of a short
+    answer is the whole: one system call, and one packet, in place of two.
+    """
 
     def __init__(self, connection: HttpConnection) -> None:
-        self.write = connection.transport.write
+        self._connection = connection
+        self._transport = connection.transport
         self.is_closing = connection.transport.is_closing
-        self.close = connection.close_answered
+        self._head: bytes | None = None
+        self._has_begun = False
+
+    def write(self, piece: bytes) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self._transport.writelines((head, piece))
+        elif self._has_begun:
+            self._transport.write(piece)
+        else:
+            self._has_begun = True
+            self._head = piece
+            self._connection.loop.call_soon(self._let_go)
+
+    def close(self) -> None:
+        self._let_go()
+        self._connection.close_answered()
+
+    def _let_go(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            if not self.is_closing():
+                self._transport.write(head)
 
 
 class Messages:
