@@ -1,4 +1,4 @@
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -7,6 +7,7 @@ from litestar.background_tasks import BackgroundTask
 from litestar.datastructures import ResponseHeader
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.types import Receive, Scope, Send
 
 from server import posts
 from server.after_commit import enqueue_seal
@@ -15,6 +16,8 @@ from server.bodies import Base64, Body, Request, path_id
 from server.errors import Invalid, PostNotFound
 from server.lists import read_page
 from server.posts import OwnKey
+
+T = TypeVar("T")
 
 Access = Literal["failed", "sealing", "readable", "requested", "denied", "no_key", "key_revoked", "not_granted"]
 
@@ -79,10 +82,27 @@ def show_post(row: Any, **options: Any) -> Response[PostOut]:
     return Response(row["json"], media_type=MediaType.JSON, **options)
 
 
+class Ready(Response[T]):
+    """200, with JSON that is made already. Litestar's way there, which is for objects, is a third of a call's CPU."""
+
+    def __init__(self, text: str) -> None:
+        self.body = text.encode()
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> Any:
+        return self._send
+
+    async def _send(self, _: Scope, __: Receive, send: Send) -> None:
+        length = (b"content-length", str(len(self.body)).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [JSON, length]})
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
+
+
+JSON = (b"content-type", b"application/json")
+
+
 def show_page(found: posts.JsonPage) -> Response[PostPage]:
     cursor = "null" if found.next_cursor is None else f'"{found.next_cursor}"'
-    page: Any = f'{{"items":[{",".join(found.items)}],"next_cursor":{cursor}}}'
-    return Response(page, media_type=MediaType.JSON)
+    return Ready(f'{{"items":[{",".join(found.items)}],"next_cursor":{cursor}}}')
 
 
 @post(
@@ -156,7 +176,8 @@ def query_id(name: str, text: str) -> UUID:
 @get("/posts/{post_id:str}", operation_id="getPost", tags=["Posts"], summary="One post, whole", opt=PROVES)
 async def get_post(request: Request, post_id: FromPath[str]) -> Response[PostOut]:
     """`access` says why it can't be read, where that is so."""
-    return show_post(await posts.read(request.user.user_id, path_id(post_id, PostNotFound), request.unproven))
+    row = await posts.read(request.user.user_id, path_id(post_id, PostNotFound), request.unproven)
+    return Ready(row["json"])
 
 
 @post(
