@@ -5,11 +5,14 @@ between: see `recipients`. A post for many, or one that is odd in any way, is se
 """
 
 import asyncio
+import itertools
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
+import uuid_utils.compat
 
 from server import attachments, database, events, posts, recipients
 from server.events import Event
@@ -155,8 +158,9 @@ _STORE_FEW = """
             content_hash = m.content_hash, commitment = m.commitment, sealed_at = now()
         FROM made m JOIN locked l ON l.id = m.id WHERE p.id = m.id
     ), keys AS (
-        INSERT INTO post_keys (post, public_key, encrypted_key)
-        SELECT k.* FROM unnest($11::uuid[], $12::uuid[], $13::bytea[]) AS k (post, public_key, sealed_key)
+        INSERT INTO post_keys (id, post, public_key, encrypted_key)
+        SELECT k.* FROM unnest($11::uuid[], $12::uuid[], $13::uuid[], $14::bytea[])
+            AS k (id, post, public_key, sealed_key)
         WHERE k.post IN (SELECT id FROM locked)
     ), files AS (
         UPDATE attachments SET draft_key = NULL WHERE post IN (SELECT id FROM locked) AND draft_key IS NOT NULL
@@ -171,7 +175,7 @@ _STORE_FEW = """
 async def _store_few(made: Sequence[Made]) -> dict[UUID, Event | None]:
     """What to announce of those that were stored: posts that were still pending, for what are still the recipients."""
     announced = {one.ids.post: posts.sealed_event(one.ids) for one in made}
-    keys = [(one.ids.post, *key) for one in made for key in one.sealed_keys.items()]
+    keys = [(uuid_utils.compat.uuid7(), one.ids.post, *key) for one in made for key in one.sealed_keys.items()]
     rows = await database.fetch(
         _STORE_FEW,
         [one.ids.post for one in made],
@@ -184,7 +188,7 @@ async def _store_few(made: Sequence[Made]) -> dict[UUID, Event | None]:
         [event.id for event in announced.values()],
         [event.channels[0] for event in announced.values()],
         [event.frame for event in announced.values()],
-        *([key[place] for key in keys] for place in range(3)),
+        *([key[place] for key in keys] for place in range(4)),
     )
     return {row["id"]: announced[row["id"]] for row in rows}
 
@@ -246,22 +250,27 @@ async def _seal_keys(
     """Seal to all of them, and store each portion while the next one is sealed; of each whether it can be sealed to."""
     outcomes: dict[UUID, bool] = {}
     portions = _in_portions(list(public_keys))
+    # One of them is stored, one is sealed, and one is at hand for whoever is done with the latter.
+    sealing: deque[tuple[Sequence[UUID], asyncio.Task[list[bytes | None]]]] = deque()
 
-    def begin(key_ids: Sequence[UUID]) -> asyncio.Task[list[bytes | None]]:
-        return asyncio.create_task(seal_many([(post_key, public_keys[key_id]) for key_id in key_ids]))
+    def begin(count: int) -> None:
+        for key_ids in itertools.islice(portions, count):
+            to_seal = [(post_key, public_keys[key_id]) for key_id in key_ids]
+            sealing.append((key_ids, asyncio.create_task(seal_many(to_seal))))
 
-    key_ids = next(portions, ())
-    sealing = begin(key_ids)
+    begin(2)
     try:
-        while key_ids:
-            sealed = dict(zip(key_ids, await sealing, strict=True))
-            key_ids = next(portions, ())
-            sealing = begin(key_ids)
+        while sealing:
+            key_ids, task = sealing[0]
+            sealed = dict(zip(key_ids, await task, strict=True))
+            sealing.popleft()
+            begin(1)
             usable = {key_id: sealed_key for key_id, sealed_key in sealed.items() if sealed_key is not None}
             await posts.insert_keys(post_id, usable)
             outcomes |= {key_id: key_id in usable for key_id in sealed}
     finally:
-        sealing.cancel()
+        for _, task in sealing:
+            task.cancel()
     return outcomes
 
 

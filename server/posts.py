@@ -439,15 +439,18 @@ async def _check_own_keys(caller_id: UUID, sealed_keys: Sequence[OwnKey]) -> Non
         raise Invalid(*errors)
 
 
+# With ids from here: Postgres asks the kernel for the random part of each, which takes as long as storing the row.
 _INSERT_KEYS = """
-    INSERT INTO post_keys (post, public_key, encrypted_key)
-    SELECT $1, k.id, k.sealed FROM unnest($2::uuid[], $3::bytea[]) AS k (id, sealed)
+    INSERT INTO post_keys (id, post, public_key, encrypted_key)
+    SELECT k.id, $1, k.public_key, k.sealed
+    FROM unnest($2::uuid[], $3::uuid[], $4::bytea[]) AS k (id, public_key, sealed)
 """
 
 
 async def insert_keys(post_id: UUID, sealed_keys: dict[UUID, bytes]) -> None:
     """The keys that a sealing makes, by the ids of the public keys that they are sealed to."""
-    await database.execute(_INSERT_KEYS, post_id, list(sealed_keys), list(sealed_keys.values()))
+    ids = [uuid_utils.compat.uuid7() for _ in sealed_keys]
+    await database.execute(_INSERT_KEYS, post_id, ids, list(sealed_keys), list(sealed_keys.values()))
 
 
 def sealed_event(ids: sealing_posts.PostIds) -> Event:
