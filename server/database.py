@@ -102,6 +102,9 @@ def configure(database_url: str) -> None:
         "server_settings": {
             "application_name": "secureblogs",
             "jit": "off",
+            # A statement's plan is kept for as long as nobody analyzes the tables. One made while they were small would
+            # read them through for each post of a young server's first busy minutes.
+            "enable_seqscan": "off",
             # A host that vanished from the network must not keep its locks for hours.
             "tcp_keepalives_idle": "30",
             "tcp_keepalives_interval": "10",

@@ -119,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         int, Meta(ge=2, le=1000, description="Connections to Postgres that a process may hold")
     ] = 10
     session_days: Annotated[int, Meta(ge=1, le=365, description="How long a login lasts")] = 14
-    worker_jobs: Annotated[int, Meta(ge=1, le=1000, description="Jobs that a worker has in hand at once")] = 10
+    worker_jobs: Annotated[int, Meta(ge=1, le=1000, description="Jobs that a worker has in hand at once")] = 30
     worker_threads: Annotated[
         int, Meta(ge=0, le=1024, description="Threads that a worker seals keys with; 0 for one a core")
     ] = 0
