@@ -60,6 +60,10 @@ async def running_bare(running: Running, pages: dict[str, bytes], **ids: str) ->
         yield url
 
 
+async def keep_session(_: Any) -> None:
+    """asyncpg's pool as it comes runs one more statement after each query, which nothing here needs."""
+
+
 def make_app() -> Litestar:
     key_id, group_id, post_id, user_id = (
         UUID(os.environ.get(f"BARE_{name}", "00000000-0000-0000-0000-000000000000"))
@@ -81,7 +85,11 @@ def make_app() -> Litestar:
     async def run(_: Litestar) -> AsyncIterator[None]:
         redis = Redis.from_url(os.environ["BARE_REDIS_URL"])
         async with asyncpg.create_pool(
-            os.environ["BARE_DATABASE_URL"], min_size=10, max_size=10, server_settings={"jit": "off"}
+            os.environ["BARE_DATABASE_URL"],
+            min_size=10,
+            max_size=10,
+            server_settings={"jit": "off"},
+            reset=keep_session,
         ) as pool:
             held.update(pool=pool, redis=redis)
             telling = asyncio.create_task(tell())

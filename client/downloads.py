@@ -7,7 +7,7 @@ that it is the whole file, and this one. A download that breaks off goes on wher
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +21,7 @@ from client.streams import SealedStream
 from server.sealing import files as sealing_files
 from server.sealing.digests import Buffer
 from server.sealing.errors import CannotOpenFile
-from server.sealing.files import FileOpener, FileSealer
+from server.sealing.files import FileOpener, FileSealer, in_blocks
 from server.sealing.texts import Attachment
 
 BLOCK_BYTES = 1024 * 1024
@@ -118,7 +118,10 @@ async def _download(stream: SealedStream, key: FileKey, file: BinaryIO, tell: Te
         start = await _take_up(stream, key, file, opener)
         if tell:
             tell(opener.size)
-        async with aclosing(stream.read(start)) as pieces, aclosing(_blocks(pieces)) as blocks:
+        async with (
+            aclosing(stream.read(start)) as pieces,
+            aclosing(in_blocks(pieces, BLOCK_BYTES)) as blocks,
+        ):
             await _open_all(blocks, file, opener, tell)
         _write(file, opener.finish())
     except CannotOpenFile:
@@ -175,23 +178,6 @@ def _write(file: BinaryIO, opened: Buffer) -> None:
     left = memoryview(opened)
     while left:
         left = left[file.write(left) :]
-
-
-async def _blocks(pieces: AsyncIterator[bytes]) -> AsyncGenerator[memoryview, None]:
-    """The same bytes in blocks that are worth a thread. A block is good until the one after the next is asked for."""
-    memory, next_memory = (memoryview(bytearray(BLOCK_BYTES)) for _ in range(2))
-    end = 0
-    async for piece in pieces:
-        left = memoryview(piece)
-        while left:
-            taken = min(len(left), BLOCK_BYTES - end)
-            memory[end : end + taken] = left[:taken]
-            left, end = left[taken:], end + taken
-            if end == BLOCK_BYTES:
-                yield memory
-                memory, next_memory, end = next_memory, memory, 0
-    if end:
-        yield memory[:end]
 
 
 async def _take_up(stream: SealedStream, key: FileKey, file: BinaryIO, opener: FileOpener) -> int:

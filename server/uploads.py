@@ -186,23 +186,3 @@ async def store_new(store: ObjectStore, stream: AsyncGenerator[Buffer, None]) ->
         await asyncio.shield(attachments.give_up(object_key))
         raise
     return object_key
-
-
-async def blocks(body: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
-    """The same bytes, in blocks of some size: a thread is not worth its while for less.
-
-    A block is good until the one after the next is asked for.
-    """
-    memory, next_memory = (memoryview(bytearray(BLOCK_BYTES)) for _ in range(2))
-    end = 0
-    async for piece in body:
-        left = memoryview(piece)
-        while left:
-            taken = min(len(left), BLOCK_BYTES - end)
-            memory[end : end + taken] = left[:taken]
-            left, end = left[taken:], end + taken
-            if end == BLOCK_BYTES:
-                yield memory
-                memory, next_memory, end = next_memory, memory, 0
-    if end:
-        yield memory[:end]

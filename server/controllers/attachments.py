@@ -195,7 +195,7 @@ async def store_upload(request: Request, attachment_id: UUID, named: Named, *, b
 
 async def charge(request: Request, charged: Counter[int]) -> AsyncIterator[memoryview]:
     """The body in blocks, each counted in `charged` by its day. Raises QuotaExceeded."""
-    async for block in uploads.blocks(pieces(request)):
+    async for block in files.in_blocks(pieces(request), uploads.BLOCK_BYTES):
         charged[await request.quotas.take(request.user.user_id, "upload_bytes", len(block))] += len(block)
         yield block
 

@@ -10,7 +10,7 @@ the stream, may run in another thread. And they write into memory that the calle
 has to find new memory for each block does little else.
 """
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import suppress
 from uuid import UUID
 
@@ -39,6 +39,7 @@ __all__ = [
     "FileSealer",
     "chunk_count",
     "chunk_offset",
+    "in_blocks",
     "new_file_key",
     "plain_room",
     "plain_size",
@@ -319,3 +320,23 @@ def _begun(header: bytes, file_key: bytes) -> crypto_secretstream_xchacha20poly1
 
 def _associated(attachment_id: UUID, index: int) -> bytes:
     return FILE_LABEL + attachment_id.bytes + index.to_bytes(8, "big")
+
+
+async def in_blocks(pieces: AsyncIterator[Buffer], block_bytes: int) -> AsyncGenerator[memoryview, None]:
+    """The same bytes in blocks of one size, but for the last: a thread is not worth its while for less.
+
+    A block is good until the one after the next is asked for.
+    """
+    memory, next_memory = (memoryview(bytearray(block_bytes)) for _ in range(2))
+    end = 0
+    async for piece in pieces:
+        left = memoryview(piece)
+        while left:
+            taken = min(len(left), block_bytes - end)
+            memory[end : end + taken] = left[:taken]
+            left, end = left[taken:], end + taken
+            if end == block_bytes:
+                yield memory
+                memory, next_memory, end = next_memory, memory, 0
+    if end:
+        yield memory[:end]
