@@ -161,8 +161,11 @@ async def _check_current_password(user_id: UUID, password: str | None) -> str:
 
 
 async def matching_hash(user_id: UUID, password: str) -> str:
-    """The hash of the user's password, if it is this one. Raises WrongPassword."""
-    hashed: str | None = await database.fetchval("SELECT password FROM users WHERE id = $1", user_id)
+    """The hash of the user's password, if it is this one. Raises WrongPassword, Unauthenticated (the user has gone)."""
+    row = await database.fetchrow("SELECT password FROM users WHERE id = $1", user_id)
+    if row is None:
+        raise Unauthenticated
+    hashed: str | None = row["password"]
     if not hashed or not await _matches(hashed, password):
         raise WrongPassword
     return hashed

@@ -20,7 +20,7 @@ _GROUPS = """
     UNION SELECT id FROM user_groups WHERE created_by = $1
     UNION SELECT "group" FROM posts WHERE author = $1
     UNION SELECT "group" FROM read_post_request WHERE "user" = $1 OR decided_by = $1
-    UNION SELECT p."group" FROM post_keys k JOIN posts p ON p.id = k.post
+    UNION SELECT (SELECT "group" FROM posts WHERE id = k.post) FROM post_keys k
         WHERE k.granted_by = $1 OR k.public_key = ANY(ARRAY(SELECT id FROM user_keys WHERE "user" = $1))
 """
 

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
@@ -17,7 +17,7 @@ import uuid_utils.compat
 
 from server import accounts, credentials, database, erasure
 from server.credentials import Caller
-from server.errors import WrongPassword
+from server.errors import Unauthenticated, WrongPassword
 from server.sealing.encoding import encode_base64
 from server.settings import Settings
 from tests.jwts import ISSUER, SECRET, guest
@@ -260,6 +260,11 @@ async def test_password_that_was_changed_meanwhile_is_none(alice: Person, monkey
 
     monkeypatch.setattr(accounts, "matching_hash", match_then_change)
     assert code(await alice.post("/me/delete", {"password": PASSWORD})) == (403, "wrong_password")
+
+
+async def test_who_has_gone_meanwhile_has_no_wrong_password() -> None:
+    with pytest.raises(Unauthenticated):
+        await accounts.matching_hash(uuid4(), PASSWORD)
 
 
 async def test_of_ten_deletions_at_once_one_is_made(alice: Person) -> None:
