@@ -130,7 +130,7 @@ async def test_big_group_and_its_file_are_sealed_once_though_the_worker_died_in_
         worker = await site.with_worker()
         body = text(group_id) | {"attachments": [uploaded["id"]]}
         post_id = good(await alice.post("/posts", body), 201)["id"]
-        await until(lambda: is_being_sealed(postgres))
+        await until(lambda: is_being_sealed(postgres, post_id))
         worker.kill()
         assert await alice.access(post_id) == "sealing", "the worker was quicker"
 
@@ -146,8 +146,9 @@ async def test_big_group_and_its_file_are_sealed_once_though_the_worker_died_in_
         assert await postgres.fetchval("SELECT draft_key FROM attachments WHERE id = $1", file.id) is None
 
 
-async def is_being_sealed(postgres: asyncpg.Connection) -> bool:
-    return bool(await postgres.fetchval("SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory')"))
+async def is_being_sealed(postgres: asyncpg.Connection, post_id: str) -> bool:
+    """Whether somebody has locked the post."""
+    return bool(await postgres.fetchval("SELECT xmax <> '0'::xid FROM posts WHERE id = $1", UUID(post_id)))
 
 
 def assert_unavailable(answer: httpx.Response) -> None:
