@@ -172,12 +172,16 @@ class Worker(arq.worker.Worker):
 
     async def _look(self) -> None:
         told, self._told = self._told, []
-        if told and not self._reads_queue and self.loop.time() - self._read_at < self.poll_delay_s:
+        # Where others wait, who is told of waits for its turn, in the queue.
+        reads_queue = self._reads_queue or self._is_behind
+        if told and not reads_queue and self.loop.time() - self._read_at < self.poll_delay_s:
             if self.allow_pick_jobs:
                 await self.start_jobs(told)
             return
         self._reads_queue = False
         self._read_at = self.loop.time()
+        # Without room arq reads nothing.
+        self._is_behind = self.job_counter >= self.max_jobs
         await self._poll_iteration()
 
     def _note_redis(self, error: Exception | None) -> None:

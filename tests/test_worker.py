@@ -123,6 +123,22 @@ async def test_free_slot_is_filled_without_waiting_for_the_poll(redis: ArqRedis)
     assert most == 3
 
 
+async def test_what_waits_does_not_wait_for_the_poll_because_something_new_comes(redis: ArqRedis) -> None:
+    done: list[str] = []
+
+    async def work(_ctx: dict[Any, Any], name: str) -> None:
+        await asyncio.sleep(0.001)
+        done.append(name)
+
+    async with working(redis, work, max_jobs=3):
+        await jobs.enqueue(redis, "work", {f"old {number}": [f"old {number}"] for number in range(200)})
+        for number in range(100):
+            await jobs.enqueue(redis, "work", {f"new {number}": [f"new {number}"]})
+        await until_empty(redis, PATIENCE_S / 2)
+    # And they take their turns: nobody is served before who came long before.
+    assert done.index("new 50") > 150
+
+
 async def test_job_behind_hundreds_that_others_run_is_found(redis: ArqRedis) -> None:
     started = asyncio.Event()
 
