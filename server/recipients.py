@@ -25,19 +25,23 @@ def of(group: str) -> str:
     return RECIPIENTS.replace("$1", group)
 
 
-_CHANGE = """
-    WITH locked AS MATERIALIZED (SELECT id FROM user_groups WHERE id IN ({}) ORDER BY id FOR NO KEY UPDATE)
-    UPDATE user_groups g SET recipients_version = recipients_version + 1 FROM locked WHERE g.id = locked.id
-"""
-_CHANGE_GROUP = _CHANGE.format("$1")
-_CHANGE_GROUPS_OF = _CHANGE.format('SELECT "group" FROM user_group_association WHERE "user" = $1')
-
-
 async def change_group(group_id: UUID) -> None:
     """Before its members are changed, in the same transaction: locks the group until that ends."""
-    await database.execute(_CHANGE_GROUP, group_id)
+    await database.execute(
+        "UPDATE user_groups SET recipients_version = recipients_version + 1 WHERE id = $1", group_id
+    )
 
 
 async def change_groups_of(user_id: UUID) -> None:
     """The like for all groups of a user, before its keys are changed, or whether it is disabled."""
-    await database.execute(_CHANGE_GROUPS_OF, user_id)
+    rows = await database.fetch(
+        'SELECT id FROM user_groups WHERE id IN (SELECT "group" FROM user_group_association WHERE "user" = $1)'
+        " ORDER BY id FOR NO KEY UPDATE",
+        user_id,
+    )
+    # A statement of its own, which sees what was locked. One that locks and updates would come back to what a row was
+    # before it waited for it, and somebody who waits there in turn waits for the lock that it has by then.
+    await database.execute(
+        "UPDATE user_groups SET recipients_version = recipients_version + 1 WHERE id = ANY($1)",
+        [row["id"] for row in rows],
+    )

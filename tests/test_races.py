@@ -288,6 +288,34 @@ def statuses(answers: list[Any]) -> set[int]:
     return {answer.status_code for answer in answers}
 
 
+async def test_change_of_recipients_and_a_sealing_wait_for_the_same_group(
+    settings: Settings, alice: Person, postgres: asyncpg.Connection
+) -> None:
+    """Both have waited for a third one while somebody merely keeps the group; then one waits for the other."""
+    group_id = UUID(await alice.found_group())
+
+    async def change() -> None:
+        async with database.transaction():
+            await recipients.change_groups_of(alice.id)
+
+    keeper = await asyncpg.connect(settings.database_url)
+    try:
+        for _ in range(10):
+            async with keeper.transaction():
+                await keeper.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR KEY SHARE", group_id)
+                async with postgres.transaction():
+                    await postgres.execute("UPDATE user_groups SET name = 'Another' WHERE id = $1", group_id)
+                    changing = asyncio.create_task(change())
+                    await until(lambda: waiting(1))
+                    sealing = asyncio.create_task(
+                        database.execute("SELECT 1 FROM user_groups WHERE id = $1 FOR SHARE", group_id)
+                    )
+                    await until(lambda: waiting(2))
+                await asyncio.gather(changing, sealing)
+    finally:
+        await keeper.close()
+
+
 async def test_who_enrols_keys_posts_asks_and_decides_all_at_once(server: str, bob: Person) -> None:
     async with person(server, "Alice") as alice:
         own, story = await begin(alice, bob), await begin(bob, alice)
