@@ -27,9 +27,7 @@ def of(group: str) -> str:
 
 async def change_group(group_id: UUID) -> None:
     """Before its members are changed, in the same transaction: locks the group until that ends."""
-    await database.execute(
-        "UPDATE user_groups SET recipients_version = recipients_version + 1 WHERE id = $1", group_id
-    )
+    await database.execute("UPDATE user_groups SET recipients_version = recipients_version + 1 WHERE id = $1", group_id)
 
 
 async def change_groups_of(user_id: UUID) -> None:

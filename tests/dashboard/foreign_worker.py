@@ -52,13 +52,18 @@ async def sleep(ctx: Ctx, seconds: float) -> None:
     await note(ctx, "done")
 
 
+async def wait(ctx: Ctx) -> None:
+    await note(ctx, "begun")
+    await ctx["gate"].wait()
+
+
 async def tick(ctx: Ctx) -> None:
     pass
 
 
 def make_worker(redis: ArqRedis, **options: Any) -> Worker:
     functions: list[Any] = [
-        *(add, fail, fail_openly, stumble),
+        *(add, fail, fail_openly, stumble, wait),
         func(sleep, name="sleep", timeout=60),
         func(sleep, name="sleep_briefly", timeout=0.2),
         func(stumble, name="stumble_twice", max_tries=2),
