@@ -16,19 +16,20 @@ PARTS := htmx.org/dist/htmx.min.js uplot/dist/uPlot.iife.min.js uplot/dist/uPlot
 PARTS_DIR := server/dashboard/static/parts
 PARTS_STAMP := node_modules/.made-from-$(shell cat package.json package-lock.json | cksum | cut -d ' ' -f 1)
 
-.PHONY: help run dev test check faults bench hunt fuzz lock parts parts-if-possible
+.PHONY: help run dev test check coverage faults bench hunt fuzz lock parts parts-if-possible
 
 help:
-	@echo 'make run     everything on this machine, at http://127.0.0.1:$(PORT), with its data in $(DATA_DIR)'
-	@echo 'make dev     the same, started anew whenever the source changes'
-	@echo 'make test    the tests, but for those that take long'
-	@echo 'make check   what CI asks for: format, lint, types, import layers, and all tests'
-	@echo 'make faults  kills, fills, stalls and repeats things, for a quarter of an hour, and shows that nothing is lost'
-	@echo 'make bench   the figures that the README quotes'
-	@echo 'make hunt    plant secrets, and search for them wherever the server may leave bytes'
-	@echo 'make fuzz    hold the answers against the OpenAPI document, for a quarter of an hour'
-	@echo 'make parts   the scripts that the dashboard takes from npm; run, dev and test see to it, too'
-	@echo 'make lock    new versions of all that is depended on, within the bounds of pyproject.toml'
+	@echo 'make run       everything on this machine, at http://127.0.0.1:$(PORT), with its data in $(DATA_DIR)'
+	@echo 'make dev       the same, started anew whenever the source changes'
+	@echo 'make test      the tests, but for those that take long'
+	@echo 'make check     what CI asks for: format, lint, types, import layers, and all tests'
+	@echo 'make coverage  the tests once more, and which lines and branches they do not come to'
+	@echo 'make faults    kills, fills, stalls and repeats things, for a quarter of an hour, and shows that nothing is lost'
+	@echo 'make bench     the figures that the README quotes'
+	@echo 'make hunt      plant secrets, and search for them wherever the server may leave bytes'
+	@echo 'make fuzz      hold the answers against the OpenAPI document, for a quarter of an hour'
+	@echo 'make parts     the scripts that the dashboard takes from npm; run, dev and test see to it, too'
+	@echo 'make lock      new versions of all that is depended on, within the bounds of pyproject.toml'
 	@echo
 	@echo 'PORT and DATA_DIR may be set: make run PORT=9000 DATA_DIR=/srv/secureblogs'
 
@@ -42,24 +43,23 @@ dev: $(STAMP) parts-if-possible
 TEST_TMP := $(shell grep -qs '^[^ ]* /dev/shm .*noexec' /proc/mounts || \
 	df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
 ifneq ($(TEST_TMP),)
-test hunt faults: export TMPDIR := $(TEST_TMP)
+test coverage hunt faults: export TMPDIR := $(TEST_TMP)
 endif
 
 # Processes by the dozen, too, that start faster from compiled modules, whatever the user's own settings for those are.
-test: export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
-test: export PYTHONDONTWRITEBYTECODE :=
+test coverage: export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
+test coverage: export PYTHONDONTWRITEBYTECODE :=
 
-# `make test check` runs each test once. Coverage costs half as much again, so that which takes long goes without it.
+# `make test check` runs each test once.
 test: $(STAMP) parts
-ifeq ($(filter check,$(MAKECMDGOALS)),)
-	.venv/bin/pytest -m 'not thorough'
-else
+	.venv/bin/pytest $(if $(filter check,$(MAKECMDGOALS)),,-m 'not thorough')
+
+# Apart from CI, because it takes the tests half as long again.
+coverage: $(STAMP) parts
 	rm -f .coverage .coverage.*
 	.venv/bin/coverage run -m pytest -m 'not thorough'
 	.venv/bin/coverage combine -q
 	.venv/bin/coverage report
-	.venv/bin/pytest -m thorough
-endif
 
 check: $(STAMP) test
 	.venv/bin/uv pip check -q --python .venv/bin/python
