@@ -259,7 +259,7 @@ async def test_old_jobs_are_tidied_away(foreign: ArqRedis, reader: Reader) -> No
 
 
 async def has_begun(foreign: ArqRedis, count: int) -> bool:
-    return int(await foreign.hget("ledger", "begun") or 0) == count
+    return int(await cast("Any", foreign).hget("ledger", "begun") or 0) == count
 
 
 async def is_empty(foreign: ArqRedis) -> bool:
