@@ -5,6 +5,7 @@ into a table with the same indexes.
 """
 
 import asyncio
+import functools
 import os
 import secrets
 import time
@@ -13,15 +14,15 @@ from typing import Any
 
 import asyncpg
 import httpx
+from websockets.asyncio.client import ClientConnection
 
-from benchmarks.calling import Caller
+from benchmarks.calling import Caller, hear, listening
 from benchmarks.filling import Group, make_group
 from benchmarks.measuring import ROUNDS, Cores, Peak, Result, parts_of, percentile, result
 from benchmarks.running import Running, running_server
 from server.sealing.posts import new_post_key, seal_key
 
 SIZES = {10_000: ROUNDS, 100_000: 1}
-POLL_S = 0.01
 QUIET_S = 1.0
 COPIED = "CREATE TEMP TABLE copied (LIKE post_keys INCLUDING ALL)"
 
@@ -48,15 +49,17 @@ async def measure(running: Running, group: Group, authorization: str, rounds: in
     database = await asyncpg.connect(running.database_url)
     [worker] = [process for kind, process in parts_of(running) if kind == "worker"]
     ours, limits, quiet, busy, used = [], [], [], [], {}
-    with Peak(worker) as peak:
-        for _ in range(rounds):
-            # The limit has the machine to itself, and so has the figure; what others notice is asked of a post more.
-            limits.append(await seals_and_copy(database, group.public_keys))
-            cores = Cores(running)
-            ours.append(await post_to_sealed(caller, str(group.id)))
-            used = cores.used()
-            quiet += await latencies(reader, asyncio.create_task(asyncio.sleep(QUIET_S)))
-            busy += await latencies(reader, asyncio.create_task(post_to_sealed(caller, str(group.id))))
+    async with listening(running.url, authorization) as socket:
+        post = functools.partial(post_to_sealed, caller, socket, str(group.id))
+        with Peak(worker) as peak:
+            for _ in range(rounds):
+                # The limit has the machine to itself, and so has the figure; others are asked with a post more.
+                limits.append(await seals_and_copy(database, group.public_keys))
+                cores = Cores(running)
+                ours.append(await post())
+                used = cores.used()
+                quiet += await latencies(reader, asyncio.create_task(asyncio.sleep(QUIET_S)))
+                busy += await latencies(reader, asyncio.create_task(post()))
     await database.close()
     caller.close()
     reader.close()
@@ -95,16 +98,10 @@ async def copy(database: asyncpg.Connection, sealed_keys: list[bytes]) -> float:
         await database.execute("DROP TABLE copied")
 
 
-async def post_to_sealed(caller: Caller, group_id: str) -> float:
+async def post_to_sealed(caller: Caller, socket: ClientConnection, group_id: str) -> float:
     start = time.perf_counter()
-    post: dict[str, Any] = await caller.call(
-        "POST", "/posts", {"group_id": group_id, "title": "Big", "content": secrets.token_hex()}
-    )
-    while post["status"] == "pending":
-        await asyncio.sleep(POLL_S)
-        post = await caller.call("GET", f"/posts/{post['id']}")
-    if post["status"] != "sealed":
-        raise RuntimeError(f"the post {post['failure']}")
+    post = await caller.call("POST", "/posts", {"group_id": group_id, "title": "Big", "content": secrets.token_hex()})
+    await hear(socket, "post.sealed", post_id=post["id"])
     return (time.perf_counter() - start) * 1000
 
 
