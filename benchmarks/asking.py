@@ -3,6 +3,7 @@
 The limit is one insert, one publish through Valkey to another process, and what that sends on a WebSocket.
 """
 
+import asyncio
 import json
 import time
 from contextlib import AsyncExitStack
@@ -79,10 +80,11 @@ async def open_asking(stack: AsyncExitStack, running: Running, author: str, aske
         for _ in range(AT_A_TIME):
             post_id = str(next(left))
             began = time.perf_counter()
-            # The frame may be there before the answer.
-            await caller.call("POST", f"/posts/{post_id}/request_read")
+            # The frame is there before the answer.
+            asked = asyncio.create_task(caller.call("POST", f"/posts/{post_id}/request_read"))
             await hear(socket, "read_request.created", post_id=post_id)
             taken.append((time.perf_counter() - began) * 1000)
+            await asked
         return taken
 
     return ask

@@ -21,6 +21,8 @@ from uuid import UUID
 import rich_click as click
 from click.exceptions import Exit
 
+from server.lasting import lasting
+
 if TYPE_CHECKING:
     from server.settings import Settings
 
@@ -74,7 +76,8 @@ class Elsewhere(click.RichCommand):
 
     def load(self) -> click.Command:
         module, attribute = ELSEWHERE[self.name or ""][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        with lasting():
+            command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
 
@@ -150,11 +153,12 @@ def up(reload: bool) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: PORT]")
 def api(host: str | None, port: int | None) -> None:
     """Serve the API. Start as many as you like, on one Postgres and Redis."""
-    import msgspec
+    with lasting():
+        import msgspec
 
-    from server import coredumps, logs
-    from server.serving import make_server
-    from server.up import check_port
+        from server import coredumps, logs
+        from server.serving import make_server
+        from server.up import check_port
 
     coredumps.forbid()
     settings = load_settings(attached=True)
@@ -163,7 +167,8 @@ def api(host: str | None, port: int | None) -> None:
         settings, host=host or settings.host, port=port or settings.port, worker_private_keys=()
     )
     logs.configure(settings.log_level, settings.log_format)
-    server = make_server(settings)
+    with lasting():
+        server = make_server(settings)
     check_port(settings.host, settings.port)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
@@ -174,7 +179,8 @@ def api(host: str | None, port: int | None) -> None:
 @cli.command()
 def migrate() -> None:
     """Bring the database's tables up to date. Several at once do no harm."""
-    from server import database
+    with lasting():
+        from server import database
 
     settings = load_settings(attached=True)
     said = io.StringIO()

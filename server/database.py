@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, cast
 import asyncpg
 from piccolo.engine.postgres import PostgresEngine, PostgresTransaction
 
+from server.lasting import lasting
 from server.pool import Pool
 
 # Any fixed number: it only has to be the same in every process that migrates.
@@ -205,7 +206,8 @@ async def copy_rows(table: str, columns: list[str], rows: list[tuple[Any, ...]])
 
 async def migrate(database_url: str) -> None:
     """Bring the schema up to date; of several processes at once, one does it and the others wait."""
-    from piccolo.apps.migrations.commands.forwards import run_forwards  # noqa: PLC0415 - slow, and only needed here
+    with lasting():
+        from piccolo.apps.migrations.commands.forwards import run_forwards  # noqa: PLC0415 - slow, and only needed here
 
     configure(database_url)
     guard = await asyncpg.connect(database_url)
