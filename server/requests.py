@@ -179,14 +179,14 @@ _STATE = f"""
     SELECT r.id, r.post AS post_id, r."group" AS group_id, r."user" AS requester_id, u.name AS requester_name,
         k.id AS public_key_id, k.public_key, k.verify_key, 'pending' AS status, now() AS created_at,
         NULL::timestamptz AS decided_at, NULL::uuid AS decided_by,
-        r.status AS post_status, r.version, {holds("$1", "r.post")} AS is_readable,
+        r.status AS post_status, r.version, {holds("$1", "$2")} AS is_readable,
         EXISTS (SELECT 1 FROM user_keys own WHERE own."user" = $1 AND own.id = $3) AS knows_key,
         w.id AS pending_id, w.public_key AS pending_key_id,
-        (SELECT max(d.decided_at) + interval '1 day' FROM read_post_request d WHERE d.post = r.post
+        (SELECT max(d.decided_at) + interval '1 day' FROM read_post_request d WHERE d.post = $2
          AND d."user" = $1 AND d.status = 'denied' AND d.decided_at > now() - interval '1 day') AS retry_at,
         ARRAY(SELECT d."user" FROM ({_DECIDERS}) d) AS deciders
     FROM r JOIN users u ON u.id = r."user"
-    LEFT JOIN read_post_request w ON w.post = r.post AND w."user" = $1 AND w.status = 'pending'
+    LEFT JOIN read_post_request w ON w.post = $2 AND w."user" = $1 AND w.status = 'pending'
     LEFT JOIN LATERAL (
         SELECT * FROM user_keys own WHERE own."user" = $1 AND NOT own.is_revoked AND own.id = coalesce($3, own.id)
         ORDER BY own.created_at DESC, own.id DESC LIMIT 1
