@@ -19,9 +19,9 @@ from client.errors import CannotOpen, StorageError
 from client.saving import Part, check_replaceable, numbered
 from client.streams import SealedStream
 from server.sealing import files as sealing_files
-from server.sealing.digests import Buffer
 from server.sealing.errors import CannotOpenFile
 from server.sealing.files import FileOpener, FileSealer, in_blocks
+from server.sealing.sodium import Buffer
 from server.sealing.texts import Attachment
 
 BLOCK_BYTES = 1024 * 1024

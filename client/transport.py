@@ -21,7 +21,7 @@ import httpx
 import msgspec
 
 from client.errors import BadAddress, BadAnswer, BadText, NetworkError, Problem, Refused, refusal
-from server.sealing.digests import Buffer
+from server.sealing.sodium import Buffer
 
 Answer = TypeVar("Answer")
 

@@ -27,7 +27,8 @@ from client.api import Client
 from client.errors import BadText, StorageError, Substituted
 from client.models import StoredFile
 from server.sealing import files as sealing_files
-from server.sealing.digests import Buffer, sha256
+from server.sealing.digests import sha256
+from server.sealing.sodium import Buffer
 from server.sealing.texts import Attachment
 
 BLOCK_BYTES = 1024 * 1024

@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from server.errors import StoreAway
-from server.sealing.digests import Buffer
+from server.sealing.sodium import Buffer
 from server.settings import Settings, SettingsError
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from obstore.store import ObjectStore
 from server import attachments, objects
 from server.errors import FileTooLarge, Invalid
 from server.sealing import digests, files
-from server.sealing.digests import Buffer
 from server.sealing.drafts import seal_file_draft
 from server.sealing.errors import CannotOpenFile
+from server.sealing.sodium import Buffer
 from server.sealing.texts import Attachment
 
 BLOCK_BYTES = 32 * files.CHUNK_BYTES

@@ -11,23 +11,19 @@ has to find new memory for each block does little else.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import suppress
 from uuid import UUID
 
 from nacl.bindings import (
     crypto_secretstream_xchacha20poly1305_init_pull,
-    crypto_secretstream_xchacha20poly1305_pull,
-    crypto_secretstream_xchacha20poly1305_push,
-    crypto_secretstream_xchacha20poly1305_state,
     crypto_secretstream_xchacha20poly1305_TAG_FINAL,
     crypto_secretstream_xchacha20poly1305_TAG_MESSAGE,
 )
-from nacl.exceptions import CryptoError
 from nacl.utils import random
 
 from server.sealing.ciphers import new_key
-from server.sealing.digests import HASH_BYTES, Blake2b256, Buffer, is_bytes, same
+from server.sealing.digests import HASH_BYTES, Blake2b256, is_bytes, same
 from server.sealing.errors import CannotOpenFile, InvalidKey, StreamEnded
+from server.sealing.sodium import STREAM_OVERHEAD_BYTES, Buffer, StreamState, pull_into, push_into
 from server.sealing.texts import FILE_KEY_BYTES
 
 __all__ = [
@@ -51,8 +47,7 @@ FILE_LABEL = b"secureblogs file v1"
 
 HEADER_BYTES = 24
 CHUNK_BYTES = 65_536
-CHUNK_OVERHEAD_BYTES = 17
-SEALED_CHUNK_BYTES = CHUNK_BYTES + CHUNK_OVERHEAD_BYTES
+SEALED_CHUNK_BYTES = CHUNK_BYTES + STREAM_OVERHEAD_BYTES
 
 
 def new_file_key() -> bytes:
@@ -72,13 +67,13 @@ def chunk_offset(index: int) -> int:
 
 def sealed_size(size: int) -> int:
     """How many bytes the stream of a file of `size` bytes has."""
-    return HEADER_BYTES + size + CHUNK_OVERHEAD_BYTES * chunk_count(size)
+    return HEADER_BYTES + size + STREAM_OVERHEAD_BYTES * chunk_count(size)
 
 
 def plain_size(stream_bytes: int) -> int:
     """The size of the file whose stream has so many bytes; CannotOpenFile where no file has such a stream."""
     chunks = -(-(stream_bytes - HEADER_BYTES) // SEALED_CHUNK_BYTES)
-    size = stream_bytes - HEADER_BYTES - CHUNK_OVERHEAD_BYTES * chunks
+    size = stream_bytes - HEADER_BYTES - STREAM_OVERHEAD_BYTES * chunks
     if size < 0 or sealed_size(size) != stream_bytes:
         raise CannotOpenFile
     return size
@@ -130,7 +125,8 @@ class FileSealer:
 
         Raises StreamEnded after `finish`.
         """
-        stream = b"".join(self._seal(plaintext))
+        memory = memoryview(bytearray(stream_room(len(plaintext))))
+        stream = bytes(memory[: self.seal_into(plaintext, memory)])
         self.hash_stream(stream)
         return stream
 
@@ -139,9 +135,15 @@ class FileSealer:
 
         `stream` has room for `stream_room(len(plaintext))` bytes. Raises StreamEnded after `finish`.
         """
-        end = 0
-        for part in self._seal(plaintext):
-            end = _put(stream, end, part)
+        if self._ended:
+            raise StreamEnded
+        self.size += len(plaintext)
+        end = len(self._ready)
+        stream[:end], self._ready = self._ready, b""
+        # A full chunk waits until a byte follows it: it may be the last, which is tagged FINAL.
+        for chunk in _chunks(self._waiting, plaintext, CHUNK_BYTES, kept=1):
+            end += self._push(chunk, crypto_secretstream_xchacha20poly1305_TAG_MESSAGE, stream[end:])
+        self._stream_bytes += end
         return end
 
     def hash_stream(self, stream: Buffer) -> None:
@@ -154,28 +156,16 @@ class FileSealer:
         if self._ended or self._hashed_bytes != self._stream_bytes:
             raise StreamEnded
         self._ended = True
-        rest = self._ready + self._push(bytes(self._waiting), crypto_secretstream_xchacha20poly1305_TAG_FINAL)
+        memory = memoryview(bytearray(SEALED_CHUNK_BYTES))
+        end = self._push(self._waiting, crypto_secretstream_xchacha20poly1305_TAG_FINAL, memory)
+        rest = self._ready + memory[:end]
         self._hash.update(rest)
         return rest
 
-    def _seal(self, plaintext: Buffer) -> Iterator[bytes]:
-        if self._ended:
-            raise StreamEnded
-        self.size += len(plaintext)
-        if self._ready:
-            ready, self._ready = self._ready, b""
-            self._stream_bytes += len(ready)
-            yield ready
-        # A full chunk waits until a byte follows it: it may be the last, which is tagged FINAL.
-        for chunk in _chunks(self._waiting, plaintext, CHUNK_BYTES, kept=1):
-            sealed = self._push(chunk, crypto_secretstream_xchacha20poly1305_TAG_MESSAGE)
-            self._stream_bytes += len(sealed)
-            yield sealed
-
-    def _push(self, chunk: bytes, tag: int) -> bytes:
+    def _push(self, chunk: Buffer, tag: int, sealed: memoryview) -> int:
         associated = _associated(self._attachment_id, self._index)
         self._index += 1
-        return crypto_secretstream_xchacha20poly1305_push(self._state, chunk, associated, tag)
+        return push_into(self._state, chunk, associated, tag, sealed)
 
 
 class FileOpener:
@@ -195,7 +185,7 @@ class FileOpener:
         self._attachment_id = attachment_id
         self._expected_hash = hash
         self._expected_size = size
-        self._state: crypto_secretstream_xchacha20poly1305_state | None = None
+        self._state: StreamState | None = None
         self._index = 0
         self._waiting = bytearray()
         self._hash = Blake2b256()
@@ -207,7 +197,8 @@ class FileOpener:
 
     def update(self, stream: Buffer) -> bytes:
         """Takes the next bytes of the stream, any number; gives what of the file has been opened."""
-        plaintext = b"".join(self._open(stream))
+        memory = memoryview(bytearray(plain_room(len(stream))))
+        plaintext = bytes(memory[: self.open_into(stream, memory)])
         self.hash_stream(stream)
         return plaintext
 
@@ -216,9 +207,24 @@ class FileOpener:
 
         `plaintext` has room for `plain_room(len(stream))` bytes.
         """
+        self._enter()
+        self._stream_bytes += len(stream)
         end = 0
-        for part in self._open(stream):
-            end = _put(plaintext, end, part)
+        with memoryview(stream) as view:
+            header_bytes = 0 if self._state else HEADER_BYTES - len(self._waiting)
+            self._waiting += view[:header_bytes]
+            if self._state is None and len(self._waiting) == HEADER_BYTES:
+                self._state = _begun(bytes(self._waiting), self._file_key)
+                self._waiting.clear()
+            if self._state:
+                for chunk in _chunks(self._waiting, view[header_bytes:], SEALED_CHUNK_BYTES, kept=0):
+                    end += self._pull(self._state, chunk, plaintext[end:])
+        if self._final and self._waiting:
+            raise CannotOpenFile
+        # A stream that is longer than its document says is given up at once, not when it has filled a disk.
+        if self._expected_size is not None and self.size > self._expected_size:
+            raise CannotOpenFile
+        self._dead = False
         return end
 
     def hash_stream(self, stream: Buffer) -> None:
@@ -229,9 +235,9 @@ class FileOpener:
     def finish(self) -> bytes:
         """Gives the rest of the file. To be called once, at the end of the stream."""
         self._enter()
-        plaintext = b""
+        memory, end = memoryview(bytearray(CHUNK_BYTES)), 0
         if self._state is not None and not self._final:
-            plaintext = self._pull(self._state, bytes(self._waiting))
+            end = self._pull(self._state, self._waiting, memory)
         # Without FINAL there is more of the file than was given: it was cut off between two chunks.
         if not self._final or self._hashed_bytes != self._stream_bytes:
             raise CannotOpenFile
@@ -241,26 +247,7 @@ class FileOpener:
         # committed to, tells that it is this one.
         if not is_bytes(self._expected_hash, HASH_BYTES) or not same(self._hash.digest(), self._expected_hash):
             raise CannotOpenFile
-        return plaintext
-
-    def _open(self, stream: Buffer) -> Iterator[bytes]:
-        self._enter()
-        self._stream_bytes += len(stream)
-        with memoryview(stream) as view:
-            header_bytes = 0 if self._state else HEADER_BYTES - len(self._waiting)
-            self._waiting += view[:header_bytes]
-            if self._state is None and len(self._waiting) == HEADER_BYTES:
-                self._state = _begun(bytes(self._waiting), self._file_key)
-                self._waiting.clear()
-            if self._state:
-                for chunk in _chunks(self._waiting, view[header_bytes:], SEALED_CHUNK_BYTES, kept=0):
-                    yield self._pull(self._state, chunk)
-        if self._final and self._waiting:
-            raise CannotOpenFile
-        # A stream that is longer than its document says is given up at once, not when it has filled a disk.
-        if self._expected_size is not None and self.size > self._expected_size:
-            raise CannotOpenFile
-        self._dead = False
+        return bytes(memory[:end])
 
     def _enter(self) -> None:
         # Dead until the call has succeeded: what fails once, or has been finished, is never taken up again.
@@ -268,52 +255,40 @@ class FileOpener:
             raise CannotOpenFile
         self._dead = True
 
-    def _pull(self, state: crypto_secretstream_xchacha20poly1305_state, chunk: bytes) -> bytes:
+    def _pull(self, state: StreamState, chunk: Buffer, plaintext: memoryview) -> int:
         # Nothing follows FINAL, and an empty chunk after others would be a second division of the same file.
-        least = CHUNK_OVERHEAD_BYTES + (self._index > 0)
+        least = STREAM_OVERHEAD_BYTES + (self._index > 0)
         if self._final or len(chunk) < least:
             raise CannotOpenFile
-        associated = _associated(self._attachment_id, self._index)
-        pulled: tuple[bytes, int] | None = None
-        with suppress(CryptoError):
-            pulled = crypto_secretstream_xchacha20poly1305_pull(state, chunk, associated)
-        if pulled is None:
-            raise CannotOpenFile
-        plaintext, tag = pulled
+        tag = pull_into(state, chunk, _associated(self._attachment_id, self._index), plaintext)
         # PUSH and REKEY can be authentic too, and are not of this format.
         if tag == crypto_secretstream_xchacha20poly1305_TAG_FINAL:
             self._final = True
         elif tag != crypto_secretstream_xchacha20poly1305_TAG_MESSAGE:
             raise CannotOpenFile
         self._index += 1
-        self.size += len(plaintext)
-        return plaintext
+        length = len(chunk) - STREAM_OVERHEAD_BYTES
+        self.size += length
+        return length
 
 
-def _chunks(waiting: bytearray, more: Buffer, length: int, *, kept: int) -> Iterator[bytes]:
+def _chunks(waiting: bytearray, more: Buffer, length: int, *, kept: int) -> Iterator[Buffer]:
     """What waits and what comes after it, in chunks of `length` bytes. The rest, at least `kept` bytes, waits on."""
     with memoryview(more) as view:
         start = 0
         while len(waiting) + len(view) - start >= length + kept:
             end = start + length - len(waiting)
-            chunk = bytes(waiting) + view[start:end] if waiting else bytes(view[start:end])
+            chunk = bytes(waiting) + view[start:end] if waiting else view[start:end]
             waiting.clear()
             start = end
             yield chunk
         waiting += view[start:]
 
 
-def _put(memory: memoryview, start: int, some: bytes) -> int:
-    """Where it ends."""
-    end = start + len(some)
-    memory[start:end] = some
-    return end
-
-
-def _begun(header: bytes, file_key: bytes) -> crypto_secretstream_xchacha20poly1305_state:
+def _begun(header: bytes, file_key: bytes) -> StreamState:
     if not is_bytes(header, HEADER_BYTES) or not is_bytes(file_key, FILE_KEY_BYTES):
         raise InvalidKey
-    state = crypto_secretstream_xchacha20poly1305_state()
+    state = StreamState()
     crypto_secretstream_xchacha20poly1305_init_pull(state, header, file_key)
     return state
 
