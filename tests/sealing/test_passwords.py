@@ -1,3 +1,4 @@
+import math
 import time
 
 import pytest
@@ -36,7 +37,13 @@ def test_a_hash_of_nothing_looks_like_any_other_and_is_as_dear_to_check() -> Non
         assert not check_password(some, "wrong horse")
         return time.perf_counter() - begin
 
-    assert 0.5 < min(seconds(nothing) for _ in range(3)) / min(seconds(hashed) for _ in range(3)) < 2
+    # In turns, and as often as a busy machine needs to let each of them run undisturbed once.
+    of_nothing, of_hashed = math.inf, math.inf
+    for _ in range(20):
+        of_nothing, of_hashed = min(of_nothing, seconds(nothing)), min(of_hashed, seconds(hashed))
+        if 0.5 < of_nothing / of_hashed < 2:
+            return
+    raise AssertionError(f"{of_nothing} s to check nothing, {of_hashed} s to check a hash")
 
 
 def test_one_password_has_many_hashes() -> None:
