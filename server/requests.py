@@ -45,11 +45,11 @@ REPLAY_MARGIN = timedelta(seconds=60)
 
 def holds(user: str, post: str) -> str:
     """SQL: an active key of `user`, who is not disabled, opens `post`."""
-    # OFFSET 0 keeps the planner from making a join of it, for which it would read the keys of all posts.
+    # OFFSET 0 keeps the planner from making joins of it, for which it would read all keys of a post, or of all posts.
     return (
-        "EXISTS (SELECT 1 FROM user_keys hk JOIN post_keys hp ON hp.public_key = hk.id"
-        ' JOIN users hu ON hu.id = hk."user" AND hu.disabled_at IS NULL'
-        f' WHERE hk."user" = {user} AND NOT hk.is_revoked AND hp.post = {post} OFFSET 0)'
+        'EXISTS (SELECT 1 FROM user_keys hk JOIN users hu ON hu.id = hk."user" AND hu.disabled_at IS NULL'
+        f' WHERE hk."user" = {user} AND NOT hk.is_revoked AND EXISTS'
+        f" (SELECT 1 FROM post_keys hp WHERE hp.post = {post} AND hp.public_key = hk.id OFFSET 0) OFFSET 0)"
     )
 
 
@@ -447,10 +447,12 @@ async def read(caller_id: UUID, request_id: UUID) -> asyncpg.Record:
 
 async def list_to_decide(caller_id: UUID, status: Status | None, page: Page) -> list[asyncpg.Record]:
     """One row more than the page, of the requests that the caller may decide or has decided."""
+    # OFFSET 0, for the planner would rather read through all posts once than look up that of each request.
     return await database.fetch(
         f"""
         SELECT {_COLUMNS} FROM user_group_association mine CROSS JOIN LATERAL (
-            SELECT r.* FROM read_post_request r JOIN posts p ON p.id = r.post
+            SELECT r.* FROM read_post_request r
+            CROSS JOIN LATERAL (SELECT id, author FROM posts WHERE id = r.post OFFSET 0) p
             WHERE r."group" = mine."group" AND (r.created_at, r.id) < ($2, $3) AND {_has_status(status)}
             AND (r.decided_by = $1 OR {MAY_DECIDE})
             ORDER BY r.created_at DESC, r.id DESC LIMIT $4
