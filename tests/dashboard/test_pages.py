@@ -424,7 +424,8 @@ async def test_tour_of_the_readme(site: Site, browser: Browser) -> None:
             await expect(page.get_by_text("No worker is alive")).to_be_visible(timeout=20_000)
         await click(page.get_by_role("link", name="Overview", exact=True), "Overview")
         await expect(page.get_by_text("Stalled: arq:queue")).to_be_in_viewport()
-        await click(page.get_by_role("link", name="1 orphaned"), "Orphaned")
+        # One more where the worker died with the cron job of that second in hand.
+        await click(page.get_by_role("link", name=re.compile("^[12] orphaned$")), "Orphaned")
         assert time.monotonic() - killed < 20
         await page.get_by_role("link", name="long", exact=True).click()
         await expect(page.get_by_text("Its worker is gone")).to_be_visible()

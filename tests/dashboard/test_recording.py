@@ -142,7 +142,8 @@ async def test_killed_worker_orphans_its_job_within_20_s_and_all_adds_up(
     killed = time.monotonic()
 
     async def is_orphaned() -> bool:
-        return [job.id for job in await list_all(reader, State.ORPHANED)] == ["long"]
+        # Beside it the cron jobs of that second, where a worker died with one in hand.
+        return [job.id for job in await list_all(reader, State.ORPHANED) if job.function != "cron:tick"] == ["long"]
 
     await until(is_orphaned, 20)
     assert (await queue_of(reader)).is_alarming
@@ -150,7 +151,8 @@ async def test_killed_worker_orphans_its_job_within_20_s_and_all_adds_up(
     with foreign_worker(own_redis):
 
         async def is_counted() -> bool:
-            return (await reader.history(Span.HOUR)).total.orphaned == 1
+            functions = (await reader.history(Span.HOUR)).functions
+            return [one.counts.orphaned for one in functions if one.name == "sleep"] == [1]
 
         await until(is_counted)
         assert await is_orphaned()
