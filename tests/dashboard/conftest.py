@@ -14,6 +14,7 @@ from arq.connections import ArqRedis
 from arq.worker import Worker
 from litestar import Litestar
 
+from server.dashboard import backlog
 from server.dashboard.actions import Actions
 from server.dashboard.models import Job, JobDetail, Queue, Selection, State
 from server.dashboard.reader import Reader
@@ -23,6 +24,12 @@ from tests.redis_server import RedisServer, running_redis
 PROJECT = Path(__file__).parent.parent.parent
 QUEUE = "foreign"
 PATIENCE_S = 30
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is busy with other tests is no Redis that does not answer."""
+    monkeypatch.setattr(backlog, "ANSWER_TIMEOUT_S", PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ async def serving(litestar: Litestar) -> AsyncIterator[httpx.AsyncClient]:
 def foreign_worker(own_redis: RedisServer) -> Iterator[subprocess.Popen[bytes]]:
     """A process of its own, which a test may kill."""
     command = [sys.executable, "-m", "tests.dashboard.foreign_worker", own_redis.url]
-    process = subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=PROJECT)
     try:
         yield process
     finally:
