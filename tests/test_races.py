@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from tests.faults.interleavings import (
     MAX_PAUSE_S,
     REMOVALS,
     Act,
+    Play,
     Scene,
     Stage,
     deletion,
@@ -41,6 +43,7 @@ from tests.test_requests import ask_often, begin
 pytestmark = pytest.mark.usefixtures("database_pool")
 
 INTERLEAVINGS = 60
+MOST_ROUNDS = 6
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +64,24 @@ async def stage(settings: Settings, server: str) -> AsyncIterator[Stage]:
         yield Stage(settings, client)
 
 
+async def in_both_orders(stage: Stage, play: Play) -> None:
+    """Which comes first hangs on how busy the machine is, so more scenes are played where one of them is rare."""
+    outcomes: Counter[str] = Counter()
+    for seed in range(MOST_ROUNDS):
+        outcomes += await many_times(stage, play, INTERLEAVINGS, seed)
+        if len(outcomes) == 2 and min(outcomes.values()) > INTERLEAVINGS / 10:
+            return
+    pytest.fail(f"one order hardly comes up: {dict(outcomes)}")
+
+
 @pytest.mark.parametrize("remove", REMOVALS)
 async def test_nothing_is_sealed_or_served_to_who_has_gone(stage: Stage, remove: Act) -> None:
-    outcomes = await many_times(stage, removal(remove), INTERLEAVINGS)
-    assert min(outcomes["removed first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
+    await in_both_orders(stage, removal(remove))
 
 
 @pytest.mark.parametrize("delete", DELETIONS)
 async def test_nothing_is_sealed_or_served_of_what_is_deleted(stage: Stage, delete: Act) -> None:
-    outcomes = await many_times(stage, deletion(delete), INTERLEAVINGS)
-    assert min(outcomes["removed first"], outcomes["sealed first"]) > INTERLEAVINGS / 10, outcomes
+    await in_both_orders(stage, deletion(delete))
 
 
 async def test_member_that_deletes_itself_disturbs_no_sealing(stage: Stage) -> None:
@@ -83,13 +94,16 @@ async def test_member_that_deletes_itself_disturbs_no_sealing(stage: Stage) -> N
             await erasure.erase(member, None)
             return await status(scene.post_id)
 
-        late_key_id, status_afterwards = await asyncio.gather(seal_slowly(scene, chance), go())
+        async def seal() -> UUID:
+            await asyncio.sleep(chance.uniform(0, 4 * MAX_PAUSE_S))
+            return await seal_slowly(scene, chance)
+
+        late_key_id, status_afterwards = await asyncio.gather(seal(), go())
         assert await status(scene.post_id) == "sealed"
         assert await keys_of(scene.post_id) == {scene.owner_key_id, late_key_id}
         return "deleted first" if status_afterwards == "pending" else "sealed first"
 
-    outcomes = await many_times(stage, play, INTERLEAVINGS)
-    assert min(outcomes["deleted first"], outcomes["sealed first"]) > INTERLEAVINGS / 20, outcomes
+    await in_both_orders(stage, play)
 
 
 async def test_who_is_there_in_time_gets_a_key(stage: Stage) -> None:
@@ -108,8 +122,7 @@ async def test_who_is_there_in_time_gets_a_key(stage: Stage) -> None:
             assert has_key, "it was sealed after the newcomer was there"
         return "in time" if has_key else "late"
 
-    outcomes = await many_times(stage, play, INTERLEAVINGS)
-    assert min(outcomes["in time"], outcomes["late"]) > INTERLEAVINGS / 10, outcomes
+    await in_both_orders(stage, play)
 
 
 async def test_of_ten_sealings_at_once_one_is_made(stage: Stage) -> None:
