@@ -19,6 +19,7 @@ from server.events import Event
 from server.sealing import drafts
 from server.sealing import errors as sealing_errors
 from server.sealing import posts as sealing_posts
+from server.sealing.keys import PUBLIC_KEY_BYTES
 from server.sealing.posts import PostIds, SealedPost
 from server.sealing.texts import Attachment
 
@@ -34,6 +35,8 @@ FEW = 1000
 """Posts for more keys than these are for many; so many take a twentieth of a second of a core."""
 
 KEYS_AT_ONCE = 1000
+
+ID_BYTES = 16
 
 
 class SealingElsewhere(Exception):
@@ -195,6 +198,9 @@ async def _store_few(made: Sequence[Made]) -> dict[UUID, Event | None]:
 
 # ---------------------------------------------------------------------------------------------- one, whatever it is
 
+Recipients = dict[bytes, bytes]
+"""Public keys by their ids, 16 bytes each."""
+
 # Members may come and go while a post for many is sealed; the group stays, and so do the rows of the keys.
 _TAKE = """
     SELECT p.id, p."group", p.author, p.draft, g.recipients_version AS version
@@ -244,14 +250,12 @@ async def _is_pending(post_id: UUID) -> bool:
     return bool(await database.fetchval("SELECT TRUE FROM posts WHERE id = $1 AND status = 'pending'", post_id))
 
 
-async def _seal_keys(
-    post_id: UUID, post_key: bytes, public_keys: Mapping[UUID, bytes], seal_many: SealMany
-) -> dict[UUID, bool]:
+async def _seal_keys(post_id: UUID, post_key: bytes, public_keys: Recipients, seal_many: SealMany) -> dict[bytes, bool]:
     """Seal to all of them, and store each portion while the next one is sealed; of each whether it can be sealed to."""
-    outcomes: dict[UUID, bool] = {}
+    outcomes: dict[bytes, bool] = {}
     portions = _in_portions(list(public_keys))
     # One of them is stored, one is sealed, and one is at hand for whoever is done with the latter.
-    sealing: deque[tuple[Sequence[UUID], asyncio.Task[list[bytes | None]]]] = deque()
+    sealing: deque[tuple[Sequence[bytes], asyncio.Task[list[bytes | None]]]] = deque()
 
     def begin(count: int) -> None:
         for key_ids in itertools.islice(portions, count):
@@ -274,7 +278,7 @@ async def _seal_keys(
     return outcomes
 
 
-def _in_portions(key_ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+def _in_portions(key_ids: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     for start in range(0, len(key_ids), KEYS_AT_ONCE):
         yield key_ids[start : start + KEYS_AT_ONCE]
 
@@ -294,9 +298,21 @@ async def _open_files(
     ]
 
 
-async def _recipients(group_id: UUID) -> dict[UUID, bytes]:
-    rows = await database.fetch(f"SELECT k.id, k.public_key {recipients.RECIPIENTS}", group_id)
-    return {row["id"]: row["public_key"] for row in rows}
+_RECIPIENTS = f"""
+    SELECT string_agg(uuid_send(k.id), '') AS ids, string_agg(k.public_key, '') AS public_keys {recipients.RECIPIENTS}
+"""
+
+
+async def _recipients(group_id: UUID) -> Recipients:
+    # In two pieces, whose parts have one length by the tables' own checks: thousands of rows, and ids that are objects,
+    # would take Python ten times as long, and the threads that seal stand still meanwhile.
+    row = await database.fetchrow(_RECIPIENTS, group_id)
+    ids, public_keys = (row["ids"] or b"", row["public_keys"] or b"") if row else (b"", b"")
+    return dict(zip(_in_pieces(ids, ID_BYTES), _in_pieces(public_keys, PUBLIC_KEY_BYTES), strict=True))
+
+
+def _in_pieces(joined: bytes, length: int) -> Iterator[bytes]:
+    return (joined[start : start + length] for start in range(0, len(joined), length))
 
 
 async def _lock_recipients(group_id: UUID) -> int | None:
@@ -307,15 +323,16 @@ async def _lock_recipients(group_id: UUID) -> int | None:
     return version
 
 
-async def _forget_keys(post_id: UUID, key_ids: Iterable[UUID]) -> None:
-    await database.execute("DELETE FROM post_keys WHERE post = $1 AND public_key = ANY($2)", post_id, list(key_ids))
+async def _forget_keys(post_id: UUID, key_ids: Iterable[bytes]) -> None:
+    forgotten = [UUID(bytes=key_id) for key_id in key_ids]
+    await database.execute("DELETE FROM post_keys WHERE post = $1 AND public_key = ANY($2)", post_id, forgotten)
 
 
-async def _skip(key_ids: Iterable[UUID]) -> None:
+async def _skip(key_ids: Iterable[bytes]) -> None:
     """One member's odd key never stops a group: it is skipped, here and from now on, and that is on record."""
     # In the same order everywhere, so that groups which share such members don't wait for one another in a circle.
     for key_id in sorted(key_ids):
-        await database.execute("UPDATE user_keys SET unusable_at = now() WHERE id = $1", key_id)
+        await database.execute("UPDATE user_keys SET unusable_at = now() WHERE id = $1", UUID(bytes=key_id))
 
 
 _STORE = f"""

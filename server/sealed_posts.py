@@ -69,7 +69,7 @@ async def publish(author_id: UUID, post: SealedPost, mac_key: bytes) -> tuple[as
             return await posts.read(author_id, post.id), False, []
         await attachments.attach(author_id, post.id, post.attachment_ids, "author")
         await check_recipients(post)
-        await posts.insert_keys(post.id, {key.public_key_id: key.sealed_key for key in post.sealed_keys})
+        await posts.insert_keys(post.id, {key.public_key_id.bytes: key.sealed_key for key in post.sealed_keys})
         await audit.record("post.created", actor=author_id, group=ids.group, post_id=ids.post, sealed_by="author")
         announced = await events.record(posts.sealed_event(ids))
         return await posts.read(author_id, post.id), True, announced

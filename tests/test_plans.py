@@ -264,7 +264,7 @@ CASES: dict[str, tuple[int, Callable[[], Awaitable[Any]]]] = {
     "what a worker stores together": (500, lambda: pending_posts._store_few([made(post_id) for post_id in TO_SEAL])),
     "what a worker takes": (10, lambda: database.fetchrow(pending_posts._TAKE, TO_SEAL[0])),
     "locking to seal": (10, lambda: pending_posts._lock_recipients(BIG)),
-    "taking sealed keys back": (500, lambda: pending_posts._forget_keys(id_of("post", 100), [id_of("key", 0)])),
+    "taking sealed keys back": (500, lambda: pending_posts._forget_keys(id_of("post", 100), [id_of("key", 0).bytes])),
     "locking to ask": (10, lambda: database.fetchval(requests._LOCK_TO_ASK, MEMBER, id_of("post", 100), None)),
     "one request": (200, lambda: requests.read(OWNER, id_of("request", 0))),
     "pending requests for an owner": (9000, lambda: requests.list_to_decide(OWNER, "pending", Page(limit=1000))),
