@@ -16,6 +16,7 @@ import uuid_utils.compat
 
 from server import attachments, database, events, posts, recipients
 from server.events import Event
+from server.posts import ID_BYTES
 from server.sealing import drafts
 from server.sealing import errors as sealing_errors
 from server.sealing import posts as sealing_posts
@@ -35,8 +36,6 @@ FEW = 1000
 """Posts for more keys than these are for many; so many take a twentieth of a second of a core."""
 
 KEYS_AT_ONCE = 1000
-
-ID_BYTES = 16
 
 
 class SealingElsewhere(Exception):

@@ -440,8 +440,11 @@ async def _check_own_keys(caller_id: UUID, sealed_keys: Sequence[OwnKey]) -> Non
         raise Invalid(*errors)
 
 
+ID_BYTES = 16
+
+
 def _uuid_in(joined: str) -> str:
-    return f"encode(substr({joined}::bytea, 16 * place + 1, 16), 'hex')::uuid"
+    return f"encode(substr({joined}::bytea, {ID_BYTES} * place + 1, {ID_BYTES}), 'hex')::uuid"
 
 
 # All of a kind in one piece: Python takes ten times as long for arrays of them, and the threads that seal the next ones
@@ -459,7 +462,7 @@ async def insert_keys(post_id: UUID, sealed_keys: Mapping[bytes, bytes]) -> None
     count = len(sealed_keys)
     ids = b"".join(uuid_utils.uuid7().bytes for _ in range(count))
     key_ids, sealed = b"".join(sealed_keys), b"".join(sealed_keys.values())
-    if (len(key_ids), len(sealed)) != (count * 16, count * SEALED_KEY_BYTES):
+    if (len(key_ids), len(sealed)) != (count * ID_BYTES, count * SEALED_KEY_BYTES):
         raise ValueError("ids have 16 bytes, and sealed keys 80")
     await database.execute(_INSERT_KEYS, post_id, count, ids, key_ids, sealed)
 
